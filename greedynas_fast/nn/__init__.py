@@ -1,0 +1,29 @@
+"""Blocks of the search spaces as plain PyTorch modules, built from the records in `greedynas_fast.spaces.specs`.
+
+One file a block family; attribute names follow timm (`conv_pw`, `conv_dw`, `se.conv_reduce`, ..), so that a state dict
+reads like that of a known model. All convolutions but those of squeeze-and-excitation have no bias and pad by
+`kernel_size // 2`. Whole networks and supernets live in `greedynas_fast.supernet`, not here.
+"""
+
+from greedynas_fast.nn.bottleneck import Bottleneck
+from greedynas_fast.nn.build import build_operation
+from greedynas_fast.nn.identity import ConvIdentity
+from greedynas_fast.nn.initialise import initialise
+from greedynas_fast.nn.inverted_residual import InvertedResidual, MixedConv
+from greedynas_fast.nn.shuffle_unit import ShuffleUnit, channel_shuffle
+from greedynas_fast.nn.squeeze_excite import SqueezeExcite
+from greedynas_fast.nn.stem_head import Head, Stem
+
+__all__ = [
+    "Bottleneck",
+    "ConvIdentity",
+    "Head",
+    "InvertedResidual",
+    "MixedConv",
+    "ShuffleUnit",
+    "SqueezeExcite",
+    "Stem",
+    "build_operation",
+    "channel_shuffle",
+    "initialise",
+]

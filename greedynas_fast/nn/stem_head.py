@@ -1,0 +1,65 @@
+"""The fixed ends of a network: what comes before the first searchable layer and after the last."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from greedynas_fast.errors import InputError
+from greedynas_fast.nn.build import build_operation
+from greedynas_fast.nn.primitives import activation, conv2d
+from greedynas_fast.spaces.specs import HeadSpec, LayerSpec, StemSpec
+
+
+def _fixed_block(layer: LayerSpec) -> nn.Module:
+    if len(layer.ops) != 1:
+        raise InputError(f"stem: a fixed block has one operation, got {len(layer.ops)}")
+    return build_operation(layer.ops[0], layer.in_channels, layer.out_channels, layer.stride)
+
+
+class Stem(nn.Module):
+    """k x k convolution, BN, activation, [3x3 stride-2 max pool], fixed blocks.
+
+    Args:
+        spec: of the stem.
+        in_channels: channels of an image.
+    """
+
+    def __init__(self, spec: StemSpec, in_channels: int) -> None:
+        super().__init__()
+        self.conv = conv2d(in_channels, spec.out_channels, spec.kernel_size, stride=spec.stride)
+        self.bn = nn.BatchNorm2d(spec.out_channels)
+        self.act = activation(spec.activation)
+        self.pool: nn.Module = nn.MaxPool2d(3, stride=2, padding=1) if spec.max_pool else nn.Identity()
+        self.blocks = nn.Sequential(*(_fixed_block(layer) for layer in spec.blocks))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Images [N, C, H, W] to the input of the first searchable layer."""
+        y: Tensor = self.blocks(self.pool(self.act(self.bn(self.conv(x)))))
+        return y
+
+
+class Head(nn.Module):
+    """[1x1 convolution, BN, activation], global average pool, dropout, linear.
+
+    Args:
+        spec: of the head.
+        num_classes: number of logits.
+    """
+
+    def __init__(self, spec: HeadSpec, num_classes: int) -> None:
+        super().__init__()
+        features = spec.in_channels if spec.channels is None else spec.channels
+        self.has_conv = spec.channels is not None
+        if self.has_conv:
+            self.conv = conv2d(spec.in_channels, features)
+            self.bn = nn.BatchNorm2d(features)
+            self.act = activation(spec.activation)
+        self.dropout = nn.Dropout(spec.dropout)
+        self.classifier = nn.Linear(features, num_classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[N, C, H, W] -> logits [N, num_classes]."""
+        if self.has_conv:
+            x = self.act(self.bn(self.conv(x)))
+        logits: Tensor = self.classifier(self.dropout(x.mean((2, 3))))
+        return logits

@@ -1,0 +1,26 @@
+"""The network of all operations, its parameters in one buffer, and what is done with single paths of it.
+
+Building, the forward pass by path, sub-network extraction, the parameter bank and its optimizer, batch-norm handling
+and the scoring of paths live here. Which paths are trained or scored is decided elsewhere (`sampling`, `search`,
+`stages`).
+"""
+
+from greedynas_fast.supernet.bank import Block, ParameterBank
+from greedynas_fast.supernet.batchnorm import batch_statistics, recalibrate
+from greedynas_fast.supernet.network import Network
+from greedynas_fast.supernet.optimizer import BankSGD
+from greedynas_fast.supernet.scoring import PathScores, score_paths
+from greedynas_fast.supernet.supernet import Supernet, extract
+
+__all__ = [
+    "BankSGD",
+    "Block",
+    "Network",
+    "ParameterBank",
+    "PathScores",
+    "Supernet",
+    "batch_statistics",
+    "extract",
+    "recalibrate",
+    "score_paths",
+]

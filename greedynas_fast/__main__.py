@@ -1,0 +1,7 @@
+"""`python -m greedynas_fast`, the same as the command `greedynas-fast`."""
+
+from __future__ import annotations
+
+from greedynas_fast.cli import main
+
+raise SystemExit(main())

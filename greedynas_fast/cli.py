@@ -1,0 +1,138 @@
+"""The command line, `greedynas-fast COMMAND ...`: dispatch, errors and exit codes.
+
+Exit codes: 0 done, 2 input that cannot be used (one or two sentences on standard error), 130 stopped by Ctrl-C, and
+Python's own 1 with a traceback for a bug. Standard output carries the result only; with `--json` one JSON document.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shlex
+import sys
+import traceback
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from greedynas_fast import __version__
+from greedynas_fast.commands import REGISTRY, Command, load
+from greedynas_fast.dataclass_io import nearest
+from greedynas_fast.errors import InputError
+
+if TYPE_CHECKING:
+    from jsonargparse import Namespace
+
+BAD_INPUT = 2
+STOPPED = 130
+
+# Optional packages by the name that an import fails with, and what installs them.
+REMEDIES = {
+    "onnx": "greedynas_fast[export]",
+    "onnxscript": "greedynas_fast[export]",
+    "onnxruntime": "greedynas_fast[export]",
+    "matplotlib": "greedynas_fast[plot]",
+    "tensorboard": "greedynas_fast[tensorboard]",
+    "nvidia": "greedynas_fast[dali-cu12] or greedynas_fast[dali-cu13]",
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command.
+
+    Args:
+        arguments: the words after `greedynas-fast`; None takes the process's.
+
+    Returns:
+        The exit code.
+    """
+    # OpenMP threads that spin while they wait slow small operations down a hundredfold where cores are shared; the
+    # setting is read when torch is first imported.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    debug = "--debug" in words
+    try:
+        return _dispatch(words)
+    except InputError as error:
+        return _fail(str(error), debug)
+    except ModuleNotFoundError as error:
+        package = (error.name or "").split(".", 1)[0]
+        if package not in REMEDIES:
+            raise
+        return _fail(f"this needs the package {package}, which is missing. pip install '{REMEDIES[package]}'.", debug)
+    except KeyboardInterrupt:
+        print("Stopped.", file=sys.stderr)
+        return STOPPED
+    except BrokenPipeError:
+        # The reader of a pipe (`| head`) has gone; nothing is wrong, and Python must not complain at exit either.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except OSError as error:
+        if error.filename is None:
+            raise
+        return _fail(f"{error.filename}: {error.strerror}.", debug)
+
+
+def _dispatch(words: list[str]) -> int:
+    """Find the command, parse its arguments, run it, print its result."""
+    from greedynas_fast.commands.parsing import Options
+
+    if not words or words[0] in ("-h", "--help"):
+        print(_help(), file=sys.stdout if words else sys.stderr)
+        return 0 if words else BAD_INPUT
+    if words[0] == "--version":
+        print(f"greedynas-fast {__version__}")
+        return 0
+    name, rest = words[0], words[1:]
+    if name not in REGISTRY:
+        near = nearest(name, tuple(REGISTRY))
+        raise InputError(
+            f"unknown command {name!r}."
+            + (f" Did you mean {near!r}?" if near else " `greedynas-fast --help` lists the commands.")
+        )
+    command = load(name)
+    options = Options(name, REGISTRY[name][1])
+    command.arguments(options)
+    try:
+        namespace = options.parse(rest)
+    except SystemExit as error:  # --help
+        return int(error.code or 0)
+    namespace["command_line"] = shlex.join(["greedynas-fast", *words])
+    return _execute(name, command, namespace)
+
+
+def _execute(name: str, command: Command, namespace: Namespace) -> int:
+    as_json = bool(namespace.get("json"))
+    try:
+        # A library that prints must not break the one JSON document.
+        with contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext():
+            result: Any = command.execute(namespace)
+    except KeyboardInterrupt:
+        resume = command.resume(namespace) if command.resume else None
+        print("Stopped." + (f" Continue with: greedynas-fast {name} {resume}" if resume else ""), file=sys.stderr)
+        return STOPPED
+    if as_json:
+        from greedynas_fast.commands.printing import to_json
+
+        print(to_json(result), flush=True)
+    else:
+        print(command.show(result), flush=True)
+    return 0
+
+
+def _fail(message: str, debug: bool) -> int:
+    if debug:
+        traceback.print_exc()
+    print(f"error: {message}", file=sys.stderr)
+    return BAD_INPUT
+
+
+def _help() -> str:
+    width = max(map(len, REGISTRY))
+    commands = "\n".join(f"  {name:{width}}  {summary}" for name, (_, summary) in REGISTRY.items())
+    return (
+        "usage: greedynas-fast COMMAND [arguments and options]\n\n"
+        "One-shot neural architecture search with a greedy path filter (GreedyNASv2).\n\n"
+        f"commands:\n{commands}\n\n"
+        "options:\n  -h, --help   of a command too: greedynas-fast COMMAND --help\n  --version\n\n"
+        "Begin with: greedynas-fast run --preset sample"
+    )

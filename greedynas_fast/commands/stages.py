@@ -1,0 +1,106 @@
+"""The commands that work on a run folder: `train`, `run`, `search`, `retrain`, `evaluate`, `export`, `report`."""
+
+from __future__ import annotations
+
+import importlib
+import shlex
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from greedynas_fast import presets
+from greedynas_fast.commands import Command
+from greedynas_fast.commands.parsing import given
+from greedynas_fast.commands.printing import lines
+from greedynas_fast.config import STAGE_SECTIONS, ConfigSource, RunConfig, resolve
+from greedynas_fast.dataclass_io import field_types
+from greedynas_fast.runtime import RunFolder
+from greedynas_fast.stages.context import Reporter
+
+if TYPE_CHECKING:
+    from jsonargparse import Namespace
+
+    from greedynas_fast.commands.parsing import Options
+
+RUNS = Path("runs")
+
+# The function of each stage: module in `greedynas_fast.stages`, name.
+FUNCTIONS = {
+    "train": ("train", "train"),
+    "search": ("search", "search"),
+    "retrain": ("retrain", "retrain"),
+    "evaluate": ("evaluate", "evaluate"),
+    "export": ("export", "export_run"),
+    "report": ("report", "report"),
+    "run": ("run", "run"),
+}
+ALL_FIELDS = tuple(name for name in field_types(RunConfig) if name != "preset")
+
+
+def _starting(stage: str) -> Command:
+    """A command that makes a run folder or goes on with one."""
+
+    def arguments(options: Options) -> None:
+        add = options.parser.add_argument
+        add("--run", type=str, help="run folder, new or to go on with; none makes runs/<preset>-<number>")
+        add("--preset", type=str, help=f"one of {', '.join(presets.names())}; its values replace the defaults below")
+        add("--config", type=str, help="YAML file with a part of the configuration, laid over the preset")
+        add("--print_config", action="store_true", help="print the configuration that would be used, and stop")
+        options.add_fields(RunConfig, ALL_FIELDS)
+        options.add_shorthand("--data", "--data.root", "DIR")
+
+    def execute(namespace: Namespace) -> Any:
+        source = _source(namespace, ALL_FIELDS)
+        run = Path(namespace["run"]) if namespace.get("run") else None
+        stored = RunFolder(run).read_config() if run is not None and RunFolder(run).has_config else None
+        config = resolve(source, stored)
+        if namespace.get("print_config"):
+            return config
+        if run is None:
+            # Only now, so that bad input leaves no empty folder behind.
+            run = RunFolder.next_free(RUNS, config.preset)
+            namespace["run"] = str(run)
+        return _call(stage, run, source, namespace)
+
+    def resume(namespace: Namespace) -> str:
+        return f"--run {shlex.quote(namespace['run'])}" if namespace.get("run") else ""
+
+    return Command(arguments, execute, _show, resume)
+
+
+def _continuing(stage: str) -> Command:
+    """A command that works on an existing run folder."""
+    fields = STAGE_SECTIONS.get(stage, ())
+
+    def arguments(options: Options) -> None:
+        options.parser.add_argument("run", type=str, help="run folder, as made by `greedynas-fast train`")
+        if fields:
+            options.parser.add_argument("--config", type=str, help="YAML file with a part of the configuration")
+            options.add_fields(RunConfig, fields)
+
+    def execute(namespace: Namespace) -> Any:
+        run = RunFolder.open(namespace["run"]).path
+        return _call(stage, run, _source(namespace, fields), namespace)
+
+    def resume(namespace: Namespace) -> str:
+        return shlex.quote(namespace["run"])
+
+    return Command(arguments, execute, _show, resume)
+
+
+def _source(namespace: Namespace, fields: tuple[str, ...]) -> ConfigSource:
+    file = namespace.get("config")
+    return ConfigSource(namespace.get("preset"), Path(file) if file else None, given(namespace, fields))
+
+
+def _call(stage: str, run: Path, source: ConfigSource, namespace: Namespace) -> Any:
+    module, name = FUNCTIONS[stage]
+    function: Callable[..., Any] = getattr(importlib.import_module(f"greedynas_fast.stages.{module}"), name)
+    return function(run, source, Reporter(quiet=bool(namespace.get("json")), command=namespace.get("command_line")))
+
+
+def _show(result: Any) -> str:
+    return result.to_yaml().rstrip() if isinstance(result, RunConfig) else lines(result)
+
+
+COMMANDS = {stage: (_starting if stage in ("train", "run") else _continuing)(stage) for stage in FUNCTIONS}

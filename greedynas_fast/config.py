@@ -1,0 +1,399 @@
+"""Everything that a run depends on, as one tree of dataclasses; presets, YAML files and overrides that make one.
+
+Each component has its own dataclass, validated when it is made. Numbers that the paper states are the defaults
+(Sec. 5.1); a preset is a complete YAML file in `presets/`. A run stores its resolved configuration in `config.yaml`.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from greedynas_fast import presets
+from greedynas_fast.data import Augment, DataConfig
+from greedynas_fast.dataclass_io import (
+    build,
+    check_range,
+    check_types,
+    flatten,
+    merge,
+    nest,
+    read_mapping,
+    to_mapping,
+)
+from greedynas_fast.errors import InputError
+from greedynas_fast.filter import FilterConfig
+from greedynas_fast.search import SearchConfig
+from greedynas_fast.stages.export import ExportConfig
+
+BatchNorm = Literal["batch", "recalibrate"]
+RecipeName = Literal["mobile", "resnet", "small"]
+
+# Which parts of the configuration a stage depends on first. They may change until that stage has started.
+STAGE_SECTIONS: dict[str, tuple[str, ...]] = {
+    "train": ("preset", "seed", "device", "threads", "space", "data", "train", "filter"),
+    "search": ("search", "search_stage"),
+    "retrain": ("retrain",),
+    "evaluate": ("evaluate",),
+    "export": ("export",),
+}
+
+
+@dataclass(frozen=True)
+class SpaceConfig:
+    """The search space.
+
+    Attributes:
+        name: a built-in space (`greedynas-fast spaces` lists them) or a YAML file that defines one.
+        num_classes: classes of the head; null takes the number that the data has.
+        resolution: height and width of the images in pixels; null takes the space's own.
+        in_channels: channels of the images; null takes the space's own.
+        shuffle_se: squeeze-and-excitation in the Shuffle units (the paper's text has none).
+        shuffle_activation: activation of the Shuffle units.
+        res_se_reduction: of squeeze-and-excitation in res50-se; 0 has none.
+    """
+
+    name: str = "mb-se-mix-shuffle"
+    num_classes: int | None = None
+    resolution: int | None = None
+    in_channels: int | None = None
+    shuffle_se: bool = False
+    shuffle_activation: Literal["relu", "hard_swish"] = "relu"
+    res_se_reduction: int = 8
+
+    def __post_init__(self) -> None:
+        check_types(self, "space")
+        check_range(self, "space", "num_classes", "resolution", "in_channels", low=1)
+        check_range(self, "space", "res_se_reduction", low=0)
+        if not self.name:
+            raise InputError("space.name must name a search space or a YAML file, got an empty text.")
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Training of the supernet: Algorithm 1 and its schedule (Sec. 5.1, Sec. 4.1, Sec. 4.2).
+
+    Attributes:
+        epochs: passes over the training images at most; the stop rule may end training earlier.
+        batch_size: images a step, over all devices.
+        lr: learning rate at the first step.
+        schedule: the learning rate falls to zero over `epochs` along a half cosine.
+        momentum: of SGD. Note: not in the paper.
+        weight_decay: of SGD, on the operations of the current path only. Note: not in the paper.
+        label_smoothing: of the training loss.
+        grad_clip: largest norm of a step's gradient; null clips nothing.
+        sampler: `filter` is Algorithm 1; `uniform` never trains a filter (SPOS).
+        warmup_epochs: epochs of uniform paths before the first filter.
+        update_every_epochs: epochs between two filters.
+        q_start: share of weak paths, q, at the end of warm-up.
+        q_end: q at the end of its rise.
+        q_epochs: epochs over which q rises linearly, counted from the end of warm-up.
+        score_paths: m, paths scored for one update of the filter. Note: not in the paper.
+        score_images: validation images on which a path is scored.
+        score_bn: batch normalisation when scoring: statistics of the batch, or recomputed on training images.
+        unlabeled_ratio: |U| / |P|.
+        merge_threshold: cosine similarity above which two operations of a layer are merged, Eq. (9).
+        agreement_paths: M, paths on which two successive filters are compared, Eq. (7).
+        agreement_threshold: stop when u (or Cohen's kappa) is above it.
+        stop_on: the quantity that stops training.
+        max_proposals: draws for one path, counted over all paths up to the next update, after which the least weak ones
+            are taken (or `strict_sampling` raises). The rule `quantile` needs 1 / (1 - q) on average.
+        strict_sampling: end with an error instead of taking a path that the filter calls weak.
+        checkpoint_every_steps: steps between two checkpoints.
+        log_every_steps: steps between two rows of metrics.
+        augment: augmentation of the training images.
+    """
+
+    epochs: int = 120
+    batch_size: int = 1024
+    lr: float = 0.12
+    schedule: Literal["cosine"] = "cosine"
+    momentum: float = 0.9
+    weight_decay: float = 4e-5
+    label_smoothing: float = 0.1
+    grad_clip: float | None = None
+    sampler: Literal["filter", "uniform"] = "filter"
+    warmup_epochs: int = 20
+    update_every_epochs: int = 5
+    q_start: float = 0.5
+    q_end: float = 0.99
+    q_epochs: int = 90
+    score_paths: int = 1000
+    score_images: int = 1000
+    score_bn: BatchNorm = "batch"
+    unlabeled_ratio: int = 10
+    merge_threshold: float = 0.8
+    agreement_paths: int = 10_000
+    agreement_threshold: float = 0.9
+    stop_on: Literal["agreement", "kappa", "never"] = "agreement"
+    max_proposals: int = 1000
+    strict_sampling: bool = False
+    checkpoint_every_steps: int = 500
+    log_every_steps: int = 50
+    augment: Augment = field(default_factory=Augment)
+
+    def __post_init__(self) -> None:
+        check_types(self, "train")
+        check_range(self, "train", "epochs", "batch_size", "update_every_epochs", "q_epochs", low=1)
+        check_range(self, "train", "score_images", "unlabeled_ratio", "agreement_paths", "max_proposals", low=1)
+        check_range(self, "train", "checkpoint_every_steps", "log_every_steps", low=1)
+        check_range(self, "train", "score_paths", low=2)
+        check_range(self, "train", "warmup_epochs", "weight_decay", low=0)
+        check_range(self, "train", "lr", "grad_clip", low=0, open_low=True)
+        check_range(self, "train", "momentum", "label_smoothing", "q_start", "q_end", low=0, high=0.9999)
+        check_range(self, "train", "merge_threshold", "agreement_threshold", low=-1, high=1)
+        if self.q_end < self.q_start:
+            raise InputError(f"train.q_end must be at least train.q_start = {self.q_start}, got {self.q_end}.")
+
+
+@dataclass(frozen=True)
+class SearchStageConfig:
+    """How the search stage scores a path on the supernet; the search itself is `SearchConfig`.
+
+    Attributes:
+        images: validation images on which a path is scored, a fixed class-balanced subset; null takes all of them.
+        batch_size: images scored at once.
+        bn: batch normalisation: statistics of the batch, or recomputed on training images for each path.
+        calibration_images: training images for `recalibrate`.
+        use_filter: reject paths that the last path filter calls weak before they are evaluated (Sec. 4.1).
+    """
+
+    images: int | None = None
+    batch_size: int = 500
+    bn: BatchNorm = "batch"
+    calibration_images: int = 2048
+    use_filter: bool = True
+
+    def __post_init__(self) -> None:
+        check_types(self, "search_stage")
+        check_range(self, "search_stage", "images", "batch_size", "calibration_images", low=1)
+
+
+@dataclass(frozen=True)
+class RetrainConfig:
+    """Training of one network from scratch; the defaults are the `mobile` recipe (Sec. 5.1, "Retraining").
+
+    Attributes:
+        recipe: a named set of the values below, the base for those that are not given.
+        path: the network: a path as text, `@file`, or a published one (GreedyNAS-A/B/C); null takes the run's best.
+        optimizer: `rmsproptf` (TensorFlow form, epsilon 1e-3) or `sgd` (Nesterov).
+        epochs: passes over the training images.
+        batch_size: images a step, over all devices.
+        lr: learning rate after warm-up.
+        warmup_epochs: epochs in which the learning rate rises linearly from `warmup_lr`.
+        warmup_lr: learning rate at the first step.
+        schedule: `step` multiplies by `decay_rate` every `decay_epochs`; `cosine` falls to zero.
+        decay_rate: factor of one step of `step`.
+        decay_epochs: epochs between two steps of `step`.
+        momentum: of the optimizer.
+        weight_decay: not applied to bias and batch normalisation.
+        dropout: before the classifier.
+        label_smoothing: of the training loss.
+        ema_decay: of the exponential moving average of the weights, which is what is kept; null keeps no average.
+        grad_clip: largest norm of a step's gradient; null clips nothing.
+        checkpoint_every_steps: steps between two checkpoints.
+        log_every_steps: steps between two rows of metrics.
+        augment: augmentation of the training images.
+    """
+
+    recipe: RecipeName = "mobile"
+    path: str | None = None
+    optimizer: Literal["rmsproptf", "sgd"] = "rmsproptf"
+    epochs: int = 450
+    batch_size: int = 768
+    lr: float = 0.048
+    warmup_epochs: float = 3
+    warmup_lr: float = 1e-6
+    schedule: Literal["step", "cosine"] = "step"
+    decay_rate: float = 0.97
+    decay_epochs: float = 2.4
+    momentum: float = 0.9
+    weight_decay: float = 1e-5
+    dropout: float = 0.2
+    label_smoothing: float = 0.1
+    ema_decay: float | None = 0.9999
+    grad_clip: float | None = None
+    checkpoint_every_steps: int = 500
+    log_every_steps: int = 50
+    augment: Augment = field(default_factory=Augment)
+
+    def __post_init__(self) -> None:
+        check_types(self, "retrain")
+        check_range(self, "retrain", "epochs", "batch_size", "checkpoint_every_steps", "log_every_steps", low=1)
+        check_range(self, "retrain", "warmup_epochs", "warmup_lr", "weight_decay", low=0)
+        check_range(self, "retrain", "lr", "decay_epochs", "grad_clip", low=0, open_low=True)
+        check_range(self, "retrain", "decay_rate", low=0, high=1, open_low=True)
+        check_range(self, "retrain", "momentum", "dropout", "label_smoothing", low=0, high=0.9999)
+        check_range(self, "retrain", "ema_decay", low=0, high=0.999999)
+
+
+@dataclass(frozen=True)
+class EvaluateConfig:
+    """The final figure of a network.
+
+    Attributes:
+        split: images to evaluate on; `test` is an error where the data has no test part.
+        path: null measures the retrained network; a path as text, `@file`, a published name or `best` measures that
+            path with the supernet's weights instead.
+        batch_size: images at once.
+    """
+
+    split: Literal["test", "validation"] = "test"
+    path: str | None = None
+    batch_size: int = 500
+
+    def __post_init__(self) -> None:
+        check_types(self, "evaluate")
+        check_range(self, "evaluate", "batch_size", low=1)
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """The whole configuration of a run.
+
+    Attributes:
+        preset: the preset that it started from.
+        seed: of everything random.
+        device: `auto` takes CUDA where there is a GPU.
+        threads: CPU threads; 0 means all cores found now, and that number is what is kept.
+        space: the search space.
+        data: the images.
+        train: training of the supernet.
+        filter: the path filter.
+        search: the search over paths.
+        search_stage: how the search scores a path.
+        retrain: training of the result.
+        evaluate: the final figure.
+        export: the files to export.
+    """
+
+    preset: str
+    seed: int = 0
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    threads: int = 0
+    space: SpaceConfig = field(default_factory=SpaceConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    filter: FilterConfig = field(default_factory=FilterConfig)
+    search: SearchConfig = field(default_factory=SearchConfig)
+    search_stage: SearchStageConfig = field(default_factory=SearchStageConfig)
+    retrain: RetrainConfig = field(default_factory=RetrainConfig)
+    evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
+    export: ExportConfig = field(default_factory=ExportConfig)
+
+    def __post_init__(self) -> None:
+        check_types(self, "")
+        check_range(self, "", "seed", low=0, high=2**63 - 1)
+        check_range(self, "", "threads", low=0)
+        if self.threads == 0:
+            object.__setattr__(self, "threads", cores())
+
+    def to_dict(self) -> dict[str, Any]:
+        """The configuration as plain nested mappings."""
+        result: dict[str, Any] = to_mapping(self)
+        return result
+
+    def to_yaml(self) -> str:
+        """The configuration as YAML text that `from_yaml` reads back to an equal one."""
+        return presets.dump_yaml(self.to_dict())
+
+    @classmethod
+    def from_yaml(cls, text: str, origin: str = "the configuration") -> RunConfig:
+        """A complete or partial configuration from YAML text; missing keys take their defaults.
+
+        Raises:
+            InputError: not YAML, an unknown key, or a value that cannot be; `origin` names the text in the message.
+        """
+        return _build(_read(presets.parse_yaml(text, origin), origin))
+
+
+def cores() -> int:
+    """CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@dataclass(frozen=True)
+class ConfigSource:
+    """What the user asked for on one command line; `load_config` says what the parts are."""
+
+    preset: str | None = None
+    file: Path | None = None
+    overrides: Mapping[str, object] = field(default_factory=dict)
+
+
+def load_config(
+    preset: str | None = None, config_file: Path | None = None, overrides: Mapping[str, object] | None = None
+) -> RunConfig:
+    """Make a configuration: preset, then file, then overrides, each laid over the one before.
+
+    Args:
+        preset: name of a preset; None takes the file's `preset` key, else `sample`.
+        config_file: YAML file, complete or partial.
+        overrides: dotted keys (`train.epochs`) and values.
+
+    Raises:
+        InputError: unknown preset, unreadable file, unknown key, wrong type or impossible value.
+    """
+    return resolve(ConfigSource(preset, config_file, overrides or {}))
+
+
+def resolve(
+    source: ConfigSource, stored: Mapping[str, object] | None = None, frozen: Collection[str] = ()
+) -> RunConfig:
+    """The configuration of a new run, or of an existing one with what this command line changes.
+
+    The rule for an existing run: what a command line asks for is laid over what is stored; a section whose stage has
+    started (`frozen`) may be repeated but not changed.
+
+    Args:
+        source: what the command line asks for.
+        stored: the existing run's configuration (`RunConfig.to_dict`), or None for a new run.
+        frozen: top-level keys that may no longer change, from `frozen_sections`.
+
+    Raises:
+        InputError: as `load_config`, or a frozen value would change.
+    """
+    file = {} if source.file is None else _read_file(source.file)
+    asked = merge(file, _read(nest(source.overrides), "the command line"))
+    if stored is None:
+        preset = source.preset or file.get("preset") or presets.DEFAULT
+        base = _read(presets.read(str(preset)), f"preset {preset}")
+        return _build(merge(merge(base, asked), {"preset": preset}))
+    if source.preset is not None:
+        asked = merge(asked, {"preset": source.preset})
+    before = RunConfig.to_dict(_build(_read(stored, "the run's config.yaml")))
+    after = _build(merge(before, asked))
+    old, new = flatten(before), flatten(after.to_dict())
+    for key, value in new.items():
+        if key.split(".", 1)[0] in frozen and value != old[key]:
+            raise InputError(
+                f"{key} is {old[key]!r} in this run and its stage has started, so it cannot become {value!r}. "
+                "Leave the option away to go on, or start a new run."
+            )
+    return after
+
+
+def frozen_sections(started_stages: Iterable[str]) -> frozenset[str]:
+    """Top-level keys that may no longer change once the named stages (`STAGE_SECTIONS`) have started."""
+    return frozenset(section for stage in started_stages for section in STAGE_SECTIONS.get(stage, ()))
+
+
+def _read_file(file: Path) -> dict[str, Any]:
+    return _read(presets.parse_yaml(presets.read_text(file, "configuration file"), str(file)), str(file))
+
+
+def _read(mapping: object, origin: str) -> dict[str, Any]:
+    """A checked partial configuration; a recipe that it names is laid under its own `retrain` values."""
+    result = read_mapping(RunConfig, mapping, origin)
+    recipe = result.get("retrain", {}).get("recipe")
+    if recipe is not None:
+        base = read_mapping(RetrainConfig, presets.read_recipe(recipe), f"recipe {recipe}", "retrain.", RunConfig)
+        result["retrain"] = merge(base, result["retrain"])
+    return result
+
+
+def _build(mapping: Mapping[str, Any]) -> RunConfig:
+    return build(RunConfig, {"preset": presets.DEFAULT, **mapping})

@@ -1,0 +1,225 @@
+"""Opening a data set: detection, division into train, validation and test, normalisation."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from greedynas_fast.data import folder, idx, sample
+from greedynas_fast.data.config import DataConfig, resolve_size
+from greedynas_fast.data.folder_split import FolderFormat, FolderSplit
+from greedynas_fast.data.images import BadFiles
+from greedynas_fast.data.memory import MemoryImages, MemorySplit
+from greedynas_fast.data.seeds import Stream, numpy_generator
+from greedynas_fast.data.splits import Labels, Split, divide, stratified
+from greedynas_fast.errors import InputError
+
+# Mean and standard deviation of the sample's 4,000 training images (values in 0..1).
+SAMPLE_MEAN, SAMPLE_STD = 0.2868, 0.3543
+# ImageNet's, as in torchvision and timm; for grey images the mean's luma (ITU-R 601) and the mean of the deviations.
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+IMAGENET_GREY_MEAN, IMAGENET_GREY_STD = 0.459, 0.226
+# Sec. 5.1: 50,000 training images are held out; small sets give a quarter.
+_MAX_VALIDATION, _VALIDATION_SHARE = 50_000, 0.25
+_MAX_FILES_CHECKED = 2_000
+_MAX_FILES_MEASURED = 1_000
+
+
+@dataclass(frozen=True)
+class DataBundle:
+    """The parts of one data set.
+
+    Attributes:
+        train: the training images without the held-out ones.
+        validation: held out of the training images, class by class; for decisions.
+        test: the set's own test part, for final figures only; None if the set has none.
+        full_train: `train` and `validation` together, for the final training of a chosen network.
+        scoring: the fixed part of `validation` on which paths are scored.
+        num_classes: the number of classes.
+        class_names: their names, in the order of the labels.
+        notices: sentences to show to the user, e.g. about skipped files; grows while images are read.
+    """
+
+    train: Split
+    validation: Split
+    test: Split | None
+    full_train: Split
+    scoring: Split
+    num_classes: int
+    class_names: tuple[str, ...]
+    notices: list[str]
+
+
+@dataclass(frozen=True)
+class _Shape:
+    """Of the images in a batch."""
+
+    resolution: int
+    in_channels: int
+
+
+@dataclass(frozen=True)
+class _Parts:
+    """What a format reader gives: all training images, the test part, class names, notices."""
+
+    train: Split
+    test: Split | None
+    class_names: tuple[str, ...]
+    notices: list[str]
+
+
+def open_data(config: DataConfig, *, resolution: int, in_channels: int, seed: int) -> DataBundle:
+    """Opens the data set that `config` names.
+
+    Args:
+        config: what the user says.
+        resolution: height and width of the images in a batch, in pixels.
+        in_channels: 1 (grey) or 3 (RGB); images are converted.
+        seed: decides which images are held out, at least 0.
+
+    Returns:
+        The parts; equal arguments on equal files give equal parts.
+
+    Raises:
+        InputError: the data cannot be used; the message names the file, folder or option.
+    """
+    if in_channels not in (1, 3):
+        raise InputError(f"in_channels: expected 1 (grey) or 3 (RGB), got {in_channels}.")
+    if resolution < 1:
+        raise InputError(f"resolution: expected at least 1 pixel, got {resolution}.")
+    if seed < 0:
+        raise InputError(f"seed: expected at least 0, got {seed}.")
+    shape = _Shape(resolution, in_channels)
+    if config.root is None:
+        return _bundle(config, _open_sample(config, shape), seed)
+    root = Path(config.root).expanduser()
+    if not root.is_dir():
+        found = "found a file" if root.exists() else "there is none"
+        raise InputError(f"data folder {root}: expected a folder, {found}.")
+    if config.format == "idx" or (config.format == "auto" and idx.has_idx_files(root)):
+        return _bundle(config, _open_idx(root, shape), seed)
+    return _bundle(config, _open_folder(root, config, shape, seed), seed)
+
+
+def _open_sample(config: DataConfig, shape: _Shape) -> _Parts:
+    arrays = sample.load()
+    mean, std = SAMPLE_MEAN, SAMPLE_STD
+    if config.normalisation == "computed":
+        mean, std = _grey_statistics(arrays.train_images)
+    train = _memory_split(arrays.train_images, arrays.train_labels.astype(np.int64), shape, mean, std)
+    test = _memory_split(arrays.test_images, arrays.test_labels.astype(np.int64), shape, mean, std)
+    return _Parts(train, test, sample.CLASS_NAMES, [])
+
+
+def _open_idx(root: Path, shape: _Shape) -> _Parts:
+    images, raw_labels = idx.read_part(root, "train")
+    classes, labels = np.unique(raw_labels, return_inverse=True)
+    if len(classes) < 2:
+        raise InputError(f"data folder {root}: expected at least two classes, all training labels are {classes[0]}.")
+    mean, std = _grey_statistics(images)
+    train = _memory_split(images, labels.astype(np.int64), shape, mean, std)
+    test = None
+    if idx.has_part(root, "t10k"):
+        images, raw_labels = idx.read_part(root, "t10k")
+        unknown = np.setdiff1d(raw_labels, classes)
+        if len(unknown):
+            raise InputError(f"data folder {root}: the test label {unknown[0]} does not occur in the training part.")
+        test = _memory_split(images, np.searchsorted(classes, raw_labels).astype(np.int64), shape, mean, std)
+    return _Parts(train, test, tuple(str(label) for label in classes), [])
+
+
+def _open_folder(root: Path, config: DataConfig, shape: _Shape, seed: int) -> _Parts:
+    notices: list[str] = []
+    bad_files = BadFiles(config.on_bad_file, config.max_bad_files, notices)
+    if (root / "val").is_dir() and not (root / "train").is_dir():
+        raise InputError(f"data folder {root}: there is a val/ folder, but no train/ beside it.")
+    divided = (root / "train").is_dir()
+    files = _checked(folder.scan(root / "train" if divided else root, bad_files), config, bad_files)
+    form = _folder_format(config, shape)
+    everything = FolderSplit(files, np.arange(len(files)), form, bad_files)
+    if config.normalisation == "computed":
+        form = _measured(everything, form, seed)
+        everything = everything.with_format(form)
+    if not divided:
+        count = resolve_size("test_size", config.test_size, len(files))
+        rest, held_out = divide(files.labels, count, numpy_generator(seed, Stream.TEST_PART))
+        return _Parts(everything.select(rest), everything.select(held_out), files.class_names, notices)
+    test = None
+    if (root / "val").is_dir():
+        test_files = _checked(folder.scan(root / "val", bad_files, files.class_names), config, bad_files)
+        test = FolderSplit(test_files, np.arange(len(test_files)), form, bad_files)
+    return _Parts(everything, test, files.class_names, notices)
+
+
+def _checked(files: folder.ImageFiles, config: DataConfig, bad_files: BadFiles) -> folder.ImageFiles:
+    wanted = config.check_files == "all" or (config.check_files == "auto" and len(files) <= _MAX_FILES_CHECKED)
+    return folder.check(files, bad_files) if wanted else files
+
+
+def _folder_format(config: DataConfig, shape: _Shape) -> FolderFormat:
+    grey = shape.in_channels == 1
+    mean = torch.tensor([IMAGENET_GREY_MEAN] if grey else IMAGENET_MEAN)
+    std = torch.tensor([IMAGENET_GREY_STD] if grey else IMAGENET_STD)
+    return FolderFormat(shape.resolution, shape.in_channels, mean, std, config.workers)
+
+
+def _measured(everything: FolderSplit, form: FolderFormat, seed: int) -> FolderFormat:
+    """The format with the mean and deviation of up to 1,000 images, class by class."""
+    plain = form._replace(mean=torch.zeros(form.in_channels), std=torch.ones(form.in_channels))
+    some = everything.with_format(plain).subset(min(_MAX_FILES_MEASURED, len(everything)), seed)
+    total = torch.zeros(2, form.in_channels, dtype=torch.float64)
+    for images, _ in some.sequential(64):
+        pixels = images.double()
+        total += torch.stack([pixels.sum((0, 2, 3)), pixels.square().sum((0, 2, 3))])
+    mean, square = total / (len(some) * form.resolution**2)
+    std = (square - mean.square()).clamp(min=1e-6).sqrt()
+    return form._replace(mean=mean.float(), std=std.float())
+
+
+def _memory_split(images: idx.Bytes, labels: Labels, shape: _Shape, mean: float, std: float) -> MemorySplit:
+    held = MemoryImages(images, resolution=shape.resolution, in_channels=shape.in_channels, mean=mean, std=std)
+    return MemorySplit(held, labels, np.arange(len(labels)))
+
+
+def _grey_statistics(images: idx.Bytes) -> tuple[float, float]:
+    """Mean and standard deviation of all values in 0..1, from exact sums."""
+    counts = np.bincount(images.reshape(-1), minlength=256)
+    values = np.arange(256) / 255
+    mean = float(counts @ values) / images.size
+    return mean, max(float(counts @ (values - mean) ** 2 / images.size) ** 0.5, 1e-3)
+
+
+def _bundle(config: DataConfig, parts: _Parts, seed: int) -> DataBundle:
+    """Applies the limits and holds out the validation part."""
+    train = _limited(parts.train, config.train_limit, seed)
+    if len(np.unique(train.labels)) < len(parts.class_names):
+        raise InputError(
+            f"data.train_limit: {config.train_limit} images are too few: some of the {len(parts.class_names)} classes "
+            "have none."
+        )
+    size = config.validation_size
+    if size is None:
+        count = min(_MAX_VALIDATION, max(1, round(_VALIDATION_SHARE * len(train))))
+    else:
+        count = resolve_size("validation_size", size, len(train))
+    rest, held_out = divide(train.labels, count, numpy_generator(seed, Stream.VALIDATION_PART))
+    validation = train.select(held_out)
+    return DataBundle(
+        train=train.select(rest),
+        validation=validation,
+        test=None if parts.test is None else _limited(parts.test, config.test_limit, seed),
+        full_train=train,
+        scoring=validation.subset(min(config.score_size, len(validation)), seed),
+        num_classes=len(parts.class_names),
+        class_names=parts.class_names,
+        notices=parts.notices,
+    )
+
+
+def _limited(split: Split, limit: int | None, seed: int) -> Split:
+    if limit is None or limit >= len(split):
+        return split
+    return split.select(stratified(split.labels, limit, numpy_generator(seed, Stream.LIMIT)))

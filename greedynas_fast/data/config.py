@@ -1,0 +1,96 @@
+"""What the user says about the data."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from greedynas_fast.errors import InputError
+
+Format = Literal["auto", "sample", "idx", "folder"]
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Where the images are, and how they are divided.
+
+    A size is a number of images, or a fraction (a float between 0 and 1) of what it is taken from.
+
+    Attributes:
+        root: a folder of images (`train/<class>/*` and `val/<class>/*`, or `<class>/*`), a folder of MNIST-like idx
+            files, or null for the embedded sample of Fashion-MNIST.
+        format: how to read `root`; `auto` looks.
+        validation_size: images held out of the training part, class by class; null takes a quarter, at most 50,000
+            (Sec. 5.1). The real test part is never used for decisions.
+        test_size: the test part of a folder that has neither train/ nor val/.
+        score_size: validation images on which paths are scored (1,000 in Sec. 5.1), or all if there are fewer.
+        train_limit: use at most so many of the training images (validation included), class by class.
+        test_limit: use at most so many of the test images, class by class.
+        normalisation: `auto` takes fixed numbers (the sample's own; ImageNet's for folders), and computes them for idx
+            files; `computed` takes them from the training images (for a folder: from up to 1,000 of them).
+        check_files: decode every image file when the folder is opened (`all`), none (`none`), or all in folders of up
+            to 2,000 images (`auto`). A bad file that is found later is treated the same way.
+        on_bad_file: what a truncated or non-image file does: `refuse` ends the run and names it, `skip` goes on.
+        max_bad_files: so many may be skipped; one more ends the run.
+        workers: processes that decode image files; 0 decodes in the main process. The images are the same.
+    """
+
+    root: str | None = None
+    format: Format = "auto"
+    validation_size: int | float | None = None
+    test_size: int | float = 0.2
+    score_size: int = 1000
+    train_limit: int | None = None
+    test_limit: int | None = None
+    normalisation: Literal["auto", "computed"] = "auto"
+    check_files: Literal["auto", "all", "none"] = "auto"
+    on_bad_file: Literal["refuse", "skip"] = "refuse"
+    max_bad_files: int = 10
+    workers: int = 0
+
+    def __post_init__(self) -> None:
+        _check_choice("format", self.format, ("auto", "sample", "idx", "folder"))
+        _check_choice("normalisation", self.normalisation, ("auto", "computed"))
+        _check_choice("check_files", self.check_files, ("auto", "all", "none"))
+        _check_choice("on_bad_file", self.on_bad_file, ("refuse", "skip"))
+        if self.validation_size is not None:
+            _check_size("validation_size", self.validation_size)
+        _check_size("test_size", self.test_size)
+        for name, low in (
+            ("score_size", 1),
+            ("train_limit", 2),
+            ("test_limit", 1),
+            ("max_bad_files", 0),
+            ("workers", 0),
+        ):
+            value = getattr(self, name)
+            if value is not None and value < low:
+                raise InputError(f"data.{name}: expected at least {low}, got {value}.")
+        if self.root is None and self.format in ("idx", "folder"):
+            raise InputError(f"data.root: expected a folder for the format {self.format}, got nothing.")
+        if self.root is not None and self.format == "sample":
+            raise InputError(f"data.root: expected nothing for the format sample, got {self.root!r}.")
+
+
+def resolve_size(name: str, size: int | float, total: int) -> int:
+    """The number of images that `size` means out of `total`.
+
+    Raises:
+        InputError: it would leave nothing on one of the two sides.
+    """
+    count = round(size * total) if isinstance(size, float) else size
+    if not 0 < count < total:
+        raise InputError(f"data.{name}: {size} of {total} images leaves nothing on one side of the split.")
+    return count
+
+
+def _check_size(name: str, size: int | float) -> None:
+    if isinstance(size, float) and not 0 < size < 1:
+        raise InputError(f"data.{name}: expected a number of images or a fraction between 0 and 1, got {size}.")
+    if size <= 0:
+        raise InputError(f"data.{name}: expected at least 1 image, got {size}.")
+
+
+def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise InputError(f"data.{name}: expected one of {', '.join(choices)}, got {value!r}.")

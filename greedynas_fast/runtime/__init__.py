@@ -1,0 +1,35 @@
+"""What a long-running command needs around its work, and nothing about architecture search.
+
+The run folder and its lock, atomic files, checkpoints, logs that can be cut back to a checkpoint, progress, seeds,
+devices, signals. This room imports none of the other rooms.
+"""
+
+from __future__ import annotations
+
+from greedynas_fast.runtime.atomic import atomic_write
+from greedynas_fast.runtime.checkpoints import CheckpointStore
+from greedynas_fast.runtime.determinism import generator, make_deterministic, seed_for, set_threads
+from greedynas_fast.runtime.device import resolve_device
+from greedynas_fast.runtime.folder import RunFolder, read_json, write_json
+from greedynas_fast.runtime.interrupt import Interrupt
+from greedynas_fast.runtime.lines import LineLog
+from greedynas_fast.runtime.metrics import MetricsLog, read_rows
+from greedynas_fast.runtime.progress import Progress
+
+__all__ = [
+    "CheckpointStore",
+    "Interrupt",
+    "LineLog",
+    "MetricsLog",
+    "Progress",
+    "RunFolder",
+    "atomic_write",
+    "generator",
+    "make_deterministic",
+    "read_json",
+    "read_rows",
+    "resolve_device",
+    "seed_for",
+    "set_threads",
+    "write_json",
+]

@@ -1,0 +1,202 @@
+"""Algorithm 1: a supernet trained on the paths that a learned filter lets through.
+
+Everything that a step depends on is in `state_dict`; all randomness is a pure function of the run's seed and a counter
+(step, update, proposal), so a training that goes on from any checkpoint ends with the same bytes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from greedynas_fast.config import RunConfig
+from greedynas_fast.errors import InputError
+from greedynas_fast.filter import TrainedFilter
+from greedynas_fast.runtime import seed_for
+from greedynas_fast.sampling import FilterSampler, PathBatch, UniformSampler
+from greedynas_fast.spaces import SearchSpace
+from greedynas_fast.stages.filter_update import TRAINING_STREAM, FilterUpdate, FilterUpdater
+from greedynas_fast.stages.schedule import Schedule
+from greedynas_fast.supernet import BankSGD, ParameterBank, Supernet
+
+Paths = npt.NDArray[np.uint8]
+
+
+class Algorithm1:
+    """The state of a supernet training and its two moves, `train_step` and `update_filter`.
+
+    Attributes:
+        net: the supernet.
+        schedule: when what is done.
+        step: steps done.
+        updates: filter updates done.
+        allowed: operations still in the space, bool [L, N].
+        trained: the current filter, None in warm-up.
+        acceptance: share of the proposals that passed the filter for the current queue; None while paths are uniform.
+        fallbacks: paths of the current queue that were taken although the filter calls them weak.
+        kappa: of the last update that had one.
+        stop_reason: why the training is over; None while it is not.
+    """
+
+    def __init__(
+        self,
+        space: SearchSpace,
+        config: RunConfig,
+        schedule: Schedule,
+        score: Callable[[Supernet, Paths], npt.NDArray[np.float64]],
+        device: torch.device,
+    ) -> None:
+        """An untrained supernet.
+
+        Args:
+            space: the search space.
+            config: the run's configuration; `train`, `filter` and `seed` are used.
+            schedule: when what is done.
+            score: validation losses [m] of paths [m, L] on a supernet.
+            device: where to train.
+        """
+        self.space, self.config, self.schedule, self.device = space, config, schedule, device
+        self.net = Supernet(space, seed=seed_for(config.seed, "supernet"))
+        self.net.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.bank = ParameterBank(self.net)
+        train = config.train
+        self.optimizer = BankSGD(self.bank, train.momentum, train.weight_decay, clip_norm=train.grad_clip)
+        self.updater = FilterUpdater(space, train, config.filter, config.seed, lambda paths: score(self.net, paths))
+        self.step = 0
+        self.updates = 0
+        self.allowed = space.allowed
+        self.trained: TrainedFilter | None = None
+        self.acceptance: float | None = None
+        self.fallbacks = 0
+        self.kappa: float | None = None
+        self.stop_reason: str | None = None
+        self._queue: Paths = np.empty((0, space.num_layers), dtype=np.uint8)
+
+    @property
+    def q(self) -> float | None:
+        """Weak-path prior of the current filter; None in warm-up."""
+        return None if self.trained is None else self.trained.report.q
+
+    @property
+    def removed(self) -> int:
+        """Operations merged away so far."""
+        return int(self.space.allowed.sum() - self.allowed.sum())
+
+    @property
+    def update_due(self) -> bool:
+        """Whether the filter is to be trained before the next step (Alg. 1, line 7)."""
+        if not self.schedule.is_update(self.step):
+            return False
+        epoch, config = self.schedule.epoch(self.step), self.config.train
+        return self.updates <= (epoch - config.warmup_epochs) // config.update_every_epochs
+
+    def next_path(self) -> tuple[int, ...]:
+        """The path of the next step (Alg. 1, lines 2-5); all paths up to the next update are drawn at once."""
+        if not len(self._queue):
+            self._fill_queue()
+        return tuple(int(op) for op in self._queue[0])
+
+    def train_step(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Train the next path on one batch (Alg. 1, line 6).
+
+        Args:
+            images: [B, C, H, W].
+            labels: int64 [B].
+
+        Returns:
+            The loss (with label smoothing) and the number of correct predictions, as scalars on the device.
+
+        Raises:
+            InputError: the loss is not finite; nothing has been changed by this step.
+        """
+        path = self.next_path()
+        # Dropout draws from the global generator: seeded by the step, it does not depend on where the run was resumed.
+        torch.manual_seed(seed_for(self.config.seed, "dropout", self.step))
+        self.net.train()
+        logits = self.net(images, path)
+        loss = functional.cross_entropy(logits, labels, label_smoothing=self.config.train.label_smoothing)
+        if not torch.isfinite(loss):
+            raise InputError(
+                f"train: the loss is {float(loss)} at step {self.step + 1} (epoch {self.schedule.epoch(self.step)}, "
+                f"path {self.space.format(path, 'digits')}); a smaller train.lr or train.grad_clip may help."
+            )
+        self.bank.zero_grad(path)
+        loss.backward()  # type: ignore[no-untyped-call]
+        self.optimizer.step(path, self.schedule.lr(self.step))
+        self._queue = self._queue[1:]
+        self.step += 1
+        if self.step >= self.schedule.total_steps:
+            self.stop_reason = f"all {self.config.train.epochs} epochs are done"
+        return loss.detach(), (logits.detach().argmax(dim=1) == labels).sum()
+
+    def update_filter(self) -> FilterUpdate:
+        """Train a new filter on the supernet as it is, merge operations, look whether to stop (Alg. 1, lines 8-12)."""
+        epoch = self.schedule.epoch(self.step)
+        update = self.updater.update(self.updates, self.schedule.q(epoch), self.allowed, self.trained)
+        self.updates += 1
+        self.trained, self.allowed = update.trained, update.allowed
+        self.kappa = update.row["kappa"]
+        self._queue = self._queue[:0]
+        if update.stop and self.stop_reason is None:
+            c = self.config.train
+            self.stop_reason = f"the filter is steady: {c.stop_on} above {c.agreement_threshold} after {epoch} epochs"
+        return update
+
+    def state_dict(self) -> dict[str, Any]:
+        """Tensors and plain values only; the tensors are live."""
+        return {
+            "space": self.space.fingerprint(),
+            "step": self.step,
+            "updates": self.updates,
+            "allowed": torch.from_numpy(self.allowed),
+            "filter": None if self.trained is None else self.trained.state_dict(),
+            "acceptance": self.acceptance,
+            "fallbacks": self.fallbacks,
+            "kappa": self.kappa,
+            "stop_reason": self.stop_reason,
+            "queue": torch.from_numpy(np.ascontiguousarray(self._queue)),
+            "supernet": self.net.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on where the training that gave `state` stood; the space must be the same (the caller checks)."""
+        self.net.load_state_dict(state["supernet"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.step, self.updates = state["step"], state["updates"]
+        self.allowed = state["allowed"].numpy()
+        self.trained = None if state["filter"] is None else TrainedFilter.from_state_dict(state["filter"])
+        self.acceptance, self.fallbacks, self.kappa = state["acceptance"], state["fallbacks"], state["kappa"]
+        self.stop_reason = state["stop_reason"]
+        self._queue = state["queue"].numpy()
+
+    def _fill_queue(self) -> None:
+        """Draw the paths of all steps up to the next update."""
+        batch = self._draw(self.schedule.next_update(self.step) - self.step)
+        self._queue, self.fallbacks = batch.paths, batch.fallbacks
+
+    def _draw(self, count: int) -> PathBatch:
+        # Each period between two updates has a sequence of proposals of its own.
+        seed = seed_for(self.config.seed, "training paths", self.updates)
+        if self.trained is None or self.trained.collapsed:
+            self.acceptance = None
+            return UniformSampler(self.space, self.allowed, seed, TRAINING_STREAM).sample(count)
+        sampler = FilterSampler(
+            self.space,
+            self.trained,
+            threshold=self.trained.threshold,
+            allowed=self.allowed,
+            seed=seed,
+            stream=TRAINING_STREAM,
+            max_proposals=self.config.train.max_proposals * count,
+            strict=self.config.train.strict_sampling,
+        )
+        batch = sampler.sample(count)
+        self.acceptance = batch.acceptance
+        return batch

@@ -1,0 +1,203 @@
+"""What every stage works with: the run folder it owns, the resolved configuration, the space, the images."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from greedynas_fast import spaces
+from greedynas_fast.config import ConfigSource, RunConfig, frozen_sections, resolve
+from greedynas_fast.data import DataBundle, open_data
+from greedynas_fast.errors import InputError
+from greedynas_fast.runtime import (
+    CheckpointStore,
+    LineLog,
+    MetricsLog,
+    Progress,
+    RunFolder,
+    make_deterministic,
+    read_json,
+    resolve_device,
+    set_threads,
+    write_json,
+)
+from greedynas_fast.spaces import SearchSpace
+
+
+@dataclass(frozen=True)
+class Reporter:
+    """How a stage talks to people.
+
+    Attributes:
+        quiet: keep standard output free (progress goes to standard error).
+        command: the command line as typed, which the run folder records; None records nothing.
+    """
+
+    quiet: bool = False
+    command: str | None = None
+
+
+class StageContext:
+    """An owned run folder and what its configuration stands for.
+
+    Attributes:
+        run: the run folder, locked.
+        config: the resolved configuration.
+        reporter: how to talk to people.
+        device: where to compute.
+    """
+
+    def __init__(self, run: RunFolder, config: RunConfig, reporter: Reporter) -> None:
+        self.run, self.config, self.reporter = run, config, reporter
+        self.device = resolve_device(config.device)
+        set_threads(config.threads)
+        make_deterministic()
+
+    @cached_property
+    def space(self) -> SearchSpace:
+        """The search space: `space.json` of the run, written the first time from configuration and data."""
+        file = self.run.path / "space.json"
+        if file.is_file():
+            return SearchSpace.from_dict(read_json(file))
+        space = _space_for(self.config, self.data)
+        write_json(file, space.to_dict())
+        return space
+
+    @cached_property
+    def data(self) -> DataBundle:
+        """The images, at the resolution and with the channels of the space."""
+        wanted = self.config.space
+        base = _named_space(self.config)
+        return open_data(
+            self.config.data,
+            resolution=wanted.resolution or base.resolution,
+            in_channels=wanted.in_channels or base.in_channels,
+            seed=self.config.seed,
+        )
+
+    def progress(self, description: str, total: int, *, start: int = 0, unit_size: int | None = None) -> Progress:
+        """A display of how far a stage is."""
+        return Progress(description, total, start=start, unit_size=unit_size, quiet=self.reporter.quiet)
+
+    def metrics(self) -> MetricsLog:
+        """The run's metrics, also for tensorboard."""
+        return MetricsLog(self.run.metrics, self.run.events)
+
+    def command(self, stage: str, options: str = "") -> str:
+        """The command line that works on this run folder; `train` and `run` take it as an option."""
+        place = f"--run {self.run.path}" if stage in ("train", "run") else str(self.run.path)
+        return f"greedynas-fast {stage} {place}{options}"
+
+    def load_checkpoint(self, stage: str, progress: Progress | None = None) -> dict[str, Any] | None:
+        """The newest whole checkpoint of a stage, if any; damaged ones are passed over and said to be.
+
+        Raises:
+            InputError: all checkpoints are damaged, or they belong to another search space.
+        """
+        store = CheckpointStore(self.run.checkpoints(stage))
+        found = store.load_latest()
+        for notice in store.notices:
+            self.say(notice, progress)
+        if found is None:
+            return None
+        step, state = found
+        if state.get("space") != self.space.fingerprint():
+            raise InputError(
+                f"checkpoint {store.path(step)} is of another search space than this run's ({self.space.name}); "
+                "it is left as it is."
+            )
+        return state
+
+    def final_row(self, stage: str, step: int, summary: dict[str, Any]) -> None:
+        """Log the end of a stage, once however often its command is given."""
+        with self.metrics() as metrics:
+            if not any(row["stage"] == stage and row["kind"] == "final" for row in metrics.read()):
+                metrics.append({"stage": stage, "kind": "final", "step": step, **summary})
+
+    def say(self, text: str, progress: Progress | None = None) -> None:
+        """Show one sentence."""
+        if progress is None:
+            with self.progress("", 1) as display:
+                display.message(text)
+        else:
+            progress.message(text)
+
+
+@contextmanager
+def open_run(path: Path, source: ConfigSource, reporter: Reporter, *, create: bool = False) -> Iterator[StageContext]:
+    """Own a run folder for the time of a stage, with its configuration resolved, checked and stored.
+
+    Args:
+        path: the run folder.
+        source: what the command line asked for.
+        reporter: how to talk to people.
+        create: make the folder if there is none, or none yet in use.
+
+    Raises:
+        InputError: no such run, in use by another process, read-only, or a configuration that cannot be.
+    """
+    folder = RunFolder.create(path) if create else RunFolder.open(path)
+    with folder as run:
+        stored = run.read_config() if run.has_config else None
+        config = resolve(source, stored, frozen_sections(_started(run)))
+        if stored is None or config.to_dict() != stored:
+            run.write_config(config.to_dict())
+        if reporter.command is not None:
+            _record_command(run, reporter.command)
+        yield StageContext(run, config, reporter)
+
+
+def _started(run: RunFolder) -> list[str]:
+    """Stages whose results already depend on their part of the configuration."""
+    marks = {
+        "train": (run.checkpoints("train"), run.path / "space.json"),
+        "search": (run.search,),
+        "retrain": (run.checkpoints("retrain"),),
+    }
+    return [stage for stage, places in marks.items() if any(_has_content(place) for place in places)]
+
+
+def _has_content(place: Path) -> bool:
+    if place.is_dir():
+        return any(place.iterdir())
+    return place.is_file() and place.stat().st_size > 0
+
+
+def _record_command(run: RunFolder, command: str) -> None:
+    """Add to `commands.txt`; continuing with the same words adds nothing."""
+    with LineLog(run.path / "commands.txt") as log:
+        lines = log.read()
+        if not lines or lines[-1] != command:
+            log.append([command])
+
+
+def _named_space(config: RunConfig, **sizes: int) -> SearchSpace:
+    wanted = config.space
+    return spaces.get(
+        wanted.name,
+        num_classes=sizes.get("num_classes", wanted.num_classes),
+        resolution=wanted.resolution,
+        in_channels=wanted.in_channels,
+        shuffle_se=wanted.shuffle_se,
+        shuffle_activation=wanted.shuffle_activation,
+        res_se_reduction=wanted.res_se_reduction,
+    )
+
+
+def _space_for(config: RunConfig, data: DataBundle) -> SearchSpace:
+    """The configured space with a head for the data's classes.
+
+    Raises:
+        InputError: the data has more classes than the head was asked to have.
+    """
+    asked = config.space.num_classes
+    if asked is not None and asked < data.num_classes:
+        raise InputError(
+            f"space.num_classes: the head has {asked} classes, the images have {data.num_classes}; "
+            "leave it out to take the number of the data."
+        )
+    return _named_space(config, num_classes=asked or data.num_classes)

@@ -1,0 +1,265 @@
+"""`train`: Algorithm 1 on a run folder, with its logs, checkpoints and continuation."""
+
+from __future__ import annotations
+
+import io
+import time
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from greedynas_fast.config import ConfigSource, RunConfig
+from greedynas_fast.data import DataBundle, Split
+from greedynas_fast.errors import InputError
+from greedynas_fast.runtime import (
+    CheckpointStore,
+    Interrupt,
+    LineLog,
+    MetricsLog,
+    Progress,
+    RunFolder,
+    atomic_write,
+    seed_for,
+    write_json,
+)
+from greedynas_fast.stages.algorithm1 import Algorithm1
+from greedynas_fast.stages.context import Reporter, StageContext, open_run
+from greedynas_fast.stages.filter_update import FilterUpdate
+from greedynas_fast.stages.schedule import Schedule
+from greedynas_fast.stages.window import Window
+from greedynas_fast.supernet import Supernet, score_paths
+
+STAGE = "train"
+# Images a forward pass when paths are scored: enough for batch statistics, small enough for activations at 224 pixels.
+SCORE_BATCH = 250
+
+
+def train(run: Path, source: ConfigSource, reporter: Reporter) -> dict[str, Any]:
+    """Train a supernet in a run folder, or go on where it was stopped.
+
+    Args:
+        run: the run folder; made if there is none.
+        source: what the command line asked for.
+        reporter: how to talk to people.
+
+    Returns:
+        `run`, `steps`, `epochs`, `stop_reason`, `updates`, `removed_operations`, `agreement`, `next`.
+
+    Raises:
+        InputError: bad input, a run in use, a loss that is not finite.
+        KeyboardInterrupt: stopped by a signal, after a checkpoint.
+    """
+    with open_run(run, source, reporter, create=True) as context:
+        return train_stage(context)
+
+
+def train_stage(context: StageContext) -> dict[str, Any]:
+    """`train` on a run folder that is already open."""
+    algorithm, batch_seed = build(context), seed_for(context.config.seed, "batches") >> 1
+    state = context.load_checkpoint(STAGE)
+    if state is not None:
+        algorithm.load_state_dict(state)
+    if not _finished(algorithm):
+        _Training(context, algorithm, batch_seed).run(state)
+    figures = _figures(algorithm)
+    context.final_row(STAGE, algorithm.step, figures)
+    return {"run": str(context.run.path), **figures, "next": context.command("search")}
+
+
+def build(context: StageContext) -> Algorithm1:
+    """Algorithm 1 at its beginning, for the run's space, data and configuration."""
+    config, data = context.config, context.data
+    batch_size = min(config.train.batch_size, len(data.train) + 1)
+    schedule = Schedule(config.train, len(data.train) // batch_size)
+    return Algorithm1(context.space, config, schedule, scorer(config, data, context.device), context.device)
+
+
+def scorer(
+    config: RunConfig, data: DataBundle, device: torch.device
+) -> Callable[[Supernet, npt.NDArray[np.uint8]], npt.NDArray[np.float64]]:
+    """The function that gives validation losses of paths (Alg. 1, line 9), on a fixed validation subset."""
+    part = data.validation.subset(min(config.train.score_images, len(data.validation)), config.seed)
+    images, labels = (tensor.to(device) for tensor in part.tensors())
+
+    def score(net: Supernet, paths: npt.NDArray[np.uint8]) -> npt.NDArray[np.float64]:
+        bn = config.train.score_bn
+        batches = None
+        if bn == "recalibrate":
+            batches = calibration(data.train, config.search_stage.calibration_images, config.seed, device)
+        return score_paths(net, paths, images, labels, batch_size=SCORE_BATCH, bn=bn, calibration=batches).loss
+
+    return score
+
+
+def calibration(split: Split, num_images: int, seed: int, device: torch.device) -> list[Tensor]:
+    """A fixed, class-balanced set of training images for BN statistics, in batches on the device."""
+    part = split.subset(min(num_images, len(split)), seed)
+    return [images.to(device) for images, _ in part.sequential(SCORE_BATCH)]
+
+
+def to_device(batches: Iterable[tuple[Tensor, Tensor]], device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
+    """Batches on the device, copied while it computes."""
+    for images, labels in batches:
+        yield images.to(device, non_blocking=True), labels.to(device, non_blocking=True)
+
+
+def _finished(algorithm: Algorithm1) -> bool:
+    return algorithm.stop_reason is not None and not algorithm.update_due
+
+
+class _Training:
+    """The loop around Algorithm 1: batches in, rows and checkpoints out."""
+
+    def __init__(self, context: StageContext, algorithm: Algorithm1, batch_seed: int) -> None:
+        self.context, self.algorithm, self.batch_seed = context, algorithm, batch_seed
+        self.config = context.config.train
+        self.store = CheckpointStore(context.run.checkpoints(STAGE))
+        self.window = Window()
+        self.began_s = time.monotonic()
+
+    def run(self, state: dict[str, Any] | None) -> None:
+        """Train to the end; `state` is the checkpoint that the algorithm was loaded from."""
+        algorithm, run = self.algorithm, self.context.run
+        if state is not None:
+            self.window.load_state_dict(state["window"])
+        total, start = algorithm.schedule.total_steps, algorithm.step
+        with (
+            self.context.metrics() as metrics,
+            LineLog(run.paths) as path_log,
+            self.context.progress(STAGE, total, start=start, unit_size=self.config.batch_size) as progress,
+            Interrupt() as interrupt,
+        ):
+            metrics.truncate_after(STAGE, start if state is not None else -1)
+            path_log.truncate_to(start)
+            if state is not None:
+                progress.message(f"going on from step {start} of {total}")
+            for notice in self.context.data.notices:
+                progress.message(notice)
+            while not _finished(algorithm):
+                if algorithm.update_due:
+                    self._update(metrics, progress)
+                    self._save(metrics, path_log)
+                elif self._train_to_next_update(metrics, path_log, progress, interrupt):
+                    self._save(metrics, path_log)
+                    raise KeyboardInterrupt
+            self._save(metrics, path_log)
+
+    def _train_to_next_update(
+        self, metrics: MetricsLog, path_log: LineLog, progress: Progress, interrupt: Interrupt
+    ) -> bool:
+        """Steps up to the next filter update or the end; True if a signal asks to stop before."""
+        algorithm = self.algorithm
+        count = algorithm.schedule.next_update(algorithm.step) - algorithm.step
+        batches = self.context.data.train.batches(
+            self.config.batch_size,
+            start_step=algorithm.step,
+            num_steps=count,
+            seed=self.batch_seed,
+            augment=self.config.augment,
+        )
+        for images, labels in to_device(batches, self.context.device):
+            if interrupt.requested:
+                return True
+            path = algorithm.next_path()
+            try:
+                loss, correct = algorithm.train_step(images, labels)
+            except InputError as error:
+                raise InputError(f"{error} {self._last_checkpoint()}") from None
+            path_log.append([self.context.space.format(path, "digits")])
+            self.window.add(loss, correct, len(labels))
+            self._after_step(metrics, path_log, progress)
+        return False
+
+    def _after_step(self, metrics: MetricsLog, path_log: LineLog, progress: Progress) -> None:
+        algorithm, config = self.algorithm, self.config
+        step = algorithm.step
+        if step % config.log_every_steps == 0 or step == algorithm.schedule.total_steps:
+            row = {
+                "stage": STAGE,
+                "kind": "step",
+                "step": step,
+                "epoch": step / algorithm.schedule.steps_per_epoch,
+                **self.window.means(),
+                "lr": algorithm.schedule.lr(step - 1),
+                "q": algorithm.q,
+                "acceptance": algorithm.acceptance,
+                "images_per_s": self.window.images_per_s(),
+                "elapsed_s": time.monotonic() - self.began_s,
+            }
+            metrics.append(row)
+            self.window = Window()
+            progress.update(
+                step,
+                loss=row["loss"],
+                acc=row["accuracy"],
+                q=algorithm.q,
+                acceptance=algorithm.acceptance,
+                kappa=algorithm.kappa,
+                merged=algorithm.removed,
+            )
+        # Where an update is due the checkpoint comes after it, so that no update is ever logged twice.
+        if step % config.checkpoint_every_steps == 0 and not algorithm.update_due:
+            self._save(metrics, path_log)
+
+    def _update(self, metrics: MetricsLog, progress: Progress) -> None:
+        algorithm = self.algorithm
+        progress.message(f"scoring {self.config.score_paths} paths and training filter {algorithm.updates + 1}")
+        update = algorithm.update_filter()
+        epoch = algorithm.schedule.epoch(algorithm.step)
+        row = {"stage": STAGE, "kind": "update", "step": algorithm.step, "epoch": epoch, **update.row}
+        _write_update(self.context.run, update, row)
+        metrics.append(row)
+        progress.message(_sentence(update, epoch))
+
+    def _save(self, metrics: MetricsLog, path_log: LineLog) -> None:
+        """A checkpoint, after all that it counts on is on the disk."""
+        metrics.sync()
+        path_log.sync()
+        self.store.save(self.algorithm.step, {**self.algorithm.state_dict(), "window": self.window.state_dict()})
+
+    def _last_checkpoint(self) -> str:
+        steps = self.store.steps()
+        if not steps:
+            return "There is no checkpoint yet."
+        return f"The last good checkpoint is {self.store.path(steps[-1])}."
+
+
+def _write_update(run: RunFolder, update: FilterUpdate, row: dict[str, Any]) -> None:
+    """`filter/update-NNN.npz` and `.json`; a pure function of the run, so a repeated update writes the same bytes."""
+    arrays, text = run.filter_update(row["update"])
+    arrays.parent.mkdir(exist_ok=True)
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, similarity=update.similarity, allowed=update.allowed)
+    atomic_write(arrays, buffer.getvalue())
+    write_json(text, row)
+
+
+def _sentence(update: FilterUpdate, epoch: int) -> str:
+    row = update.row
+    if row["collapsed"]:
+        return (
+            f"epoch {epoch}: the filter has learned nothing ({update.trained.report.reason}); paths stay uniform until "
+            "the next update"
+        )
+    auroc = "-" if row["auroc"] is None else f"{row['auroc']:.3f}"
+    steady = "" if row["agreement"] is None else f", agreement {row['agreement']:.3f}, kappa {row['kappa']:.3f}"
+    return (
+        f"epoch {epoch}: q {row['q']:.3f}, filter AUROC {auroc}{steady}, "
+        f"{len(row['merges'])} operations merged ({row['removed_total']} in all)"
+    )
+
+
+def _figures(algorithm: Algorithm1) -> dict[str, Any]:
+    return {
+        "steps": algorithm.step,
+        "epochs": algorithm.schedule.epoch(algorithm.step),
+        "stop_reason": algorithm.stop_reason,
+        "updates": algorithm.updates,
+        "removed_operations": algorithm.removed,
+        "kappa": algorithm.kappa,
+    }

@@ -1,0 +1,184 @@
+"""The frame of the command line, `doctor` and `bench`."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from greedynas_fast import __version__, bench, doctor, paths
+from greedynas_fast.cli import main
+from greedynas_fast.commands import REGISTRY, load
+from greedynas_fast.commands.printing import lines, table, to_json
+from greedynas_fast.errors import InputError
+
+Capture = pytest.CaptureFixture[str]
+ROOT = Path(__file__).parents[2]
+
+
+def test_help_and_version(capsys: Capture) -> None:
+    assert main(["--help"]) == 0
+    out = capsys.readouterr().out
+    assert all(f"\n  {name} " in out for name in REGISTRY)
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"greedynas-fast {__version__}\n"
+    assert main([]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.startswith("usage: greedynas-fast COMMAND")
+
+
+def test_unknown_command(capsys: Capture) -> None:
+    assert main(["trian"]) == 2
+    assert capsys.readouterr().err == "error: unknown command 'trian'. Did you mean 'train'?\n"
+    assert main(["qqqq"]) == 2
+    assert "--help` lists the commands" in capsys.readouterr().err
+
+
+def test_every_command_loads() -> None:
+    for name in REGISTRY:
+        assert callable(load(name).execute)
+
+
+def test_omp_threads_do_not_spin(monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    assert main(["--version"]) == 0
+    assert os.environ["OMP_WAIT_POLICY"] == "passive"
+    monkeypatch.setenv("OMP_WAIT_POLICY", "active")
+    assert main(["--version"]) == 0
+    assert os.environ["OMP_WAIT_POLICY"] == "active"
+    capsys.readouterr()
+
+
+def test_as_a_module() -> None:
+    command = [sys.executable, "-m", "greedynas_fast", "spaces", "no-such-space", "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("error: unknown space 'no-such-space'")
+
+
+def test_a_closed_pipe_is_no_error() -> None:
+    script = f"{sys.executable} -m greedynas_fast spaces mb-se --json | true; echo ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, cwd=ROOT)
+    assert done.stderr == ""
+    assert done.stdout.strip() == "0"
+
+
+def test_doctor(capsys: Capture) -> None:
+    assert main(["doctor", "--json"]) == 0
+    captured = capsys.readouterr()
+    assert captured.err == ""
+    result = json.loads(captured.out)
+    assert result["version"] == __version__
+    assert result["packages"]["torch"]["version"] == importlib.metadata.version("torch")
+    assert result["packages"]["numpy"]["version"] == np.__version__
+    assert "portable" in result["core"]["cpu_levels"]
+    assert result["core"]["cuda_architectures"] == [] or result["core"]["cuda"]
+    assert result["cpu"]["levels_found"][0] == "portable"
+    assert result["problems"] == []
+    assert main(["doctor"]) == 0
+    out = capsys.readouterr().out
+    assert "compiled core" in out
+    assert out.endswith("Next: greedynas-fast run --preset sample\n")
+
+
+def test_doctor_without_anything(monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_module(name: str, package: str | None = None) -> Any:
+        raise ImportError(f"no {name}")
+
+    def no_version(name: str) -> str:
+        raise importlib.metadata.PackageNotFoundError(name)
+
+    def no_file(self: Path, *arguments: Any, **options: Any) -> str:
+        raise FileNotFoundError(self)
+
+    monkeypatch.setattr(importlib, "import_module", no_module)
+    monkeypatch.setattr(importlib.metadata, "version", no_version)
+    monkeypatch.setattr(Path, "read_text", no_file)
+    result = doctor.examine()
+    assert result["core"]["error"].startswith("the compiled core cannot be loaded (no greedynas_fast._core)")
+    assert result["gpu"]["available"] is False
+    assert result["cpu"]["levels_found"] == ["portable"]
+    assert {package["version"] for package in result["packages"].values()} == {None}
+    assert any("pip install timm" in problem for problem in result["problems"])
+    assert result["next"] == "pip install . in the source folder"
+    text = doctor.show(result)
+    assert "missing; for retraining: pip install timm" in text
+    assert "Problem: torch is missing: pip install torch" in text
+
+
+@pytest.mark.parametrize(
+    ("flags", "levels"),
+    [
+        ("", ["portable"]),
+        ("avx2", ["portable"]),
+        ("fma avx2 sse", ["portable", "avx2"]),
+        ("fma avx2 avx512f avx512bw avx512dq avx512vl", ["portable", "avx2", "avx512"]),
+        ("avx2 fma avx512f avx512bw avx512dq avx512vl amx_tile amx_bf16", ["portable", "avx2", "avx512", "amx"]),
+    ],
+)
+def test_cpu_levels(flags: str, levels: list[str]) -> None:
+    assert doctor.levels_found(frozenset(flags.split())) == levels
+
+
+def test_numpy_peers_agree_with_plain_integers() -> None:
+    batch = np.random.default_rng(0).integers(0, 32, (50, 23), dtype=np.uint8)
+    keys = bench.numpy_pack(batch)
+    for path, (high, low) in zip(batch.tolist(), keys.tolist(), strict=True):
+        value = 0
+        for op in path:
+            value = value * 32 + op
+        assert (high << 64) + low == value << (128 - 5 * len(path))
+    np.testing.assert_array_equal(bench.numpy_unpack(keys, 23), batch)
+
+
+def test_bench(capsys: Capture) -> None:
+    assert main(["bench", "codec", "--quick", "--json"]) == 0
+    captured = capsys.readouterr()
+    assert captured.err == ""
+    rows = json.loads(captured.out)["rows"]
+    assert {(row["name"], row["provider"]) for row in rows} == {
+        (name, provider) for name in ("codec.pack", "codec.unpack") for provider in ("core", "numpy")
+    }
+    for row in rows:
+        rate = row["paths_per_s"]
+        assert 0 < rate["p20"] <= rate["p50"] <= rate["p80"]
+        assert row["threads"] == 1
+    first, second = rows[:2]
+    assert first["ratio_to_best_peer"] == pytest.approx(1 / second["ratio_to_best_peer"])
+
+
+def test_bench_refuses_what_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(InputError, match="unknown measurement 'codek'. Did you mean 'codec'"):
+        bench.measure(["codek"])
+    monkeypatch.setattr(paths, "pack", lambda batch: np.zeros((len(batch), 2), dtype=np.uint64))
+    with pytest.raises(RuntimeError, match="disagree"):
+        bench.measure(["codec"], quick=True)
+
+
+def test_printing() -> None:
+    text = lines({"run": "r", "accuracy": 0.51234, "macs": 1234567, "found": True, "none": None, "next": "do it"})
+    assert text.splitlines() == [
+        "run       r",
+        "accuracy  0.5123",
+        "macs      1,234,567",
+        "found     yes",
+        "none      -",
+        "",
+        "Next: do it",
+    ]
+    assert table([("a", 1), ("bb", 22222)], ("name", "n")).splitlines() == [
+        "name       n",
+        "a          1",
+        "bb    22,222",
+    ]
+    value = {"a": np.float32(0.5), "b": np.arange(2), "c": [float("inf")], "d": (Path("p"),), 3: 2}
+    assert json.loads(to_json(value)) == {"a": 0.5, "b": [0, 1], "c": [None], "d": ["p"], "3": 2}

@@ -92,7 +92,7 @@ class Options:
         if match := re.match(r'Parser key "([^"]+)": (.*)Got value: (.*)$', message):
             hint = self._hint(match[1])
             plain = next((name for name in (int, float) if str(name) in match[2]), None)
-            expected = "another kind of value" if hint is plain is None else describe(hint or plain)
+            expected = "another kind of value" if hint is None and plain is None else describe(hint or plain)
             return f"--{match[1].replace('_', '-') if hint is None else match[1]} must be {expected}, got {match[3]!r}."
         if match := re.match(r"(?:the following arguments are required|argument): (.*)", message):
             options = {action.dest: action.option_strings for action in self.parser._actions}

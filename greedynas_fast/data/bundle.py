@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -96,8 +97,9 @@ def open_data(config: DataConfig, *, resolution: int, in_channels: int, seed: in
     if config.root is None:
         return _bundle(config, _open_sample(config, shape), seed)
     root = Path(config.root).expanduser()
-    if not root.is_dir():
-        found = "found a file" if root.exists() else "there is none"
+    # os.path answers False where the methods of Path raise: in a folder that may not be read.
+    if not os.path.isdir(root):
+        found = "found a file" if os.path.exists(root) else "there is none that you may enter"
         raise InputError(f"data folder {root}: expected a folder, {found}.")
     if config.format == "idx" or (config.format == "auto" and idx.has_idx_files(root)):
         return _bundle(config, _open_idx(root, shape), seed)
@@ -134,9 +136,9 @@ def _open_idx(root: Path, shape: _Shape) -> _Parts:
 def _open_folder(root: Path, config: DataConfig, shape: _Shape, seed: int) -> _Parts:
     notices: list[str] = []
     bad_files = BadFiles(config.on_bad_file, config.max_bad_files, notices)
-    if (root / "val").is_dir() and not (root / "train").is_dir():
+    divided, has_val = os.path.isdir(root / "train"), os.path.isdir(root / "val")
+    if has_val and not divided:
         raise InputError(f"data folder {root}: there is a val/ folder, but no train/ beside it.")
-    divided = (root / "train").is_dir()
     files = _checked(folder.scan(root / "train" if divided else root, bad_files), config, bad_files)
     form = _folder_format(config, shape)
     everything = FolderSplit(files, np.arange(len(files)), form, bad_files)
@@ -148,7 +150,7 @@ def _open_folder(root: Path, config: DataConfig, shape: _Shape, seed: int) -> _P
         rest, held_out = divide(files.labels, count, numpy_generator(seed, Stream.TEST_PART))
         return _Parts(everything.select(rest), everything.select(held_out), files.class_names, notices)
     test = None
-    if (root / "val").is_dir():
+    if has_val:
         test_files = _checked(folder.scan(root / "val", bad_files, files.class_names), config, bad_files)
         test = FolderSplit(test_files, np.arange(len(test_files)), form, bad_files)
     return _Parts(everything, test, files.class_names, notices)

@@ -66,6 +66,8 @@ class DataConfig:
             value = getattr(self, name)
             if value is not None and value < low:
                 raise InputError(f"data.{name}: expected at least {low}, got {value}.")
+        if self.root == "":
+            raise InputError("data.root: expected a folder, or nothing for the embedded sample, got an empty text.")
         if self.root is None and self.format in ("idx", "folder"):
             raise InputError(f"data.root: expected a folder for the format {self.format}, got nothing.")
         if self.root is not None and self.format == "sample":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
@@ -73,6 +74,7 @@ class FolderSplit(Split):
             sampler=_Once(jobs),
             num_workers=self._form.workers,
             collate_fn=_identity,
+            worker_init_fn=_ignore_ctrl_c,
             generator=torch.Generator().manual_seed(0),
         )
         for batch in loader:
@@ -168,6 +170,11 @@ def _sample_transform(resolution: int, augment: Augment | None) -> Any:
         if augment.auto_augment is not None:
             steps.append(auto_augment_transform(augment.auto_augment))
     return v2.Compose(steps)
+
+
+def _ignore_ctrl_c(worker: int) -> None:
+    """Leaves Ctrl-C, which a terminal sends to all processes, to the main one: it may want to finish its step."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _identity(value: T) -> T:

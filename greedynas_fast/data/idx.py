@@ -7,6 +7,7 @@ The format: two zero bytes, a type code (8: unsigned bytes), the number of dimen
 from __future__ import annotations
 
 import gzip
+import os
 import struct
 import zlib
 from pathlib import Path
@@ -26,7 +27,7 @@ def find_file(folder: Path, part: str, kind: str) -> Path | None:
     for separator in ("-", "."):
         for suffix in (".gz", ""):
             path = folder / f"{part}-{kind}{separator}idx{dimensions}-ubyte{suffix}"
-            if path.is_file():
+            if os.path.isfile(path):
                 return path
     return None
 

@@ -21,16 +21,13 @@ def format_table(result: dict[str, Any]) -> str:
         f" ({_seconds(result['elapsed_s'])} with {result['workers']} worker{'s' * (result['workers'] != 1)})",
         "weak = positive; precision, recall and good-class numbers in %, mean +- standard deviation over seeds",
         "",
-        f"{'loss':<7}{'data':>6}  {'precision':>13} {'recall':>13} {'AUROC':>15} {'good prec.':>13} {'good recall':>13}"
-        f" {'unseen prec.':>13} {'s':>6}",
+        _line("loss", "data", "precision", "recall", "AUROC", "good prec.", "good recall", "unseen prec.", "CPU s"),
     ]
     lines += [_row(row) for row in result["rows"]]
     base = result["baseline"]
-    lines += [
-        f"{'trivial':<7}{'':>6}  {100 * base['precision']:>13.2f} {100 * base['recall']:>13.2f} {base['auroc']:>15.4f}"
-        f" {'-':>13} {100 * base['good_recall']:>13.2f} {'-':>13} {'-':>6}   ({base['name']})",
-        "",
-    ]
+    trivial = (f"{100 * base['precision']:.2f}", f"{100 * base['recall']:.2f}", f"{base['auroc']:.4f}")
+    lines += [_line("trivial", "", *trivial, "-", f"{100 * base['good_recall']:.2f}", "-", "-"), ""]
+    lines.append(f"trivial: {base['name']}")
     paper = result["paper"]
     for name in ("PU", "PN"):
         columns = zip(paper["fractions"], paper[name]["precision"], paper[name]["recall"], strict=True)
@@ -43,12 +40,23 @@ def format_table(result: dict[str, Any]) -> str:
 
 def _row(row: dict[str, Any]) -> str:
     """One line of the table."""
-    unseen = row["unseen"]["precision"] if row["unseen"] else None
-    return (
-        f"{row['loss']:<7}{100 * row['fraction']:>4g} %  {_percent(row['precision']):>13} {_percent(row['recall']):>13}"
-        f" {_spread(row['auroc'], 1, 4):>15} {_percent(row['good_precision']):>13} {_percent(row['good_recall']):>13}"
-        f" {_percent(unseen):>13} {row['elapsed_s']['mean']:>6.0f}"
+    return _line(
+        row["loss"],
+        f"{100 * row['fraction']:g} %",
+        _percent(row["precision"]),
+        _percent(row["recall"]),
+        _spread(row["auroc"], 1, 4),
+        _percent(row["good_precision"]),
+        _percent(row["good_recall"]),
+        _percent(row["unseen"]["precision"] if row["unseen"] else None),
+        f"{row['cpu_s']['mean']:.0f}",
     )
+
+
+def _line(loss: str, data: str, *columns: str) -> str:
+    """Columns of a fixed width."""
+    *wide, last = columns
+    return f"{loss:<7}{data:>6} " + "".join(f"{text:>15}" for text in wide) + f"{last:>7}"
 
 
 def _percent(value: dict[str, float] | None) -> str:

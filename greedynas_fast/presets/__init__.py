@@ -17,6 +17,13 @@ from greedynas_fast.errors import InputError
 
 DEFAULT = "sample"
 
+# Floats of YAML 1.2 that PyYAML does not know: tag, pattern, first characters.
+_FLOAT = (
+    "tag:yaml.org,2002:float",
+    re.compile(r"[-+]?(?:\d[\d_]*\.?\d*|\.\d+)[eE][-+]?\d+$"),
+    list("-+.0123456789"),
+)
+
 
 def names() -> tuple[str, ...]:
     """Names of the presets, the default one first."""
@@ -89,8 +96,7 @@ def parse_yaml(text: str, origin: str) -> Any:
                     raise InputError(f"{origin}, line {node.start_mark.line + 1}: the key {key!r} stands there twice.")
             return super().construct_mapping(node, deep)
 
-    number = re.compile(r"[-+]?(?:\d[\d_]*\.?\d*|\.\d+)[eE][-+]?\d+$")
-    Loader.add_implicit_resolver("tag:yaml.org,2002:float", number, list("-+.0123456789"))
+    Loader.add_implicit_resolver(*_FLOAT)
     try:
         value = yaml.load(text, Loader)
     except yaml.YAMLError as error:
@@ -102,7 +108,11 @@ def dump_yaml(mapping: dict[str, Any]) -> str:
     """Nested mappings as YAML text, keys in their order; `parse_yaml` gives equal ones back."""
     import yaml
 
-    result: str = yaml.safe_dump(mapping, sort_keys=False, allow_unicode=True, width=100)
+    class Dumper(yaml.SafeDumper):
+        """PyYAML's safe dumper, which quotes text that `parse_yaml` would take for a number."""
+
+    Dumper.add_implicit_resolver(*_FLOAT)
+    result: str = yaml.dump(mapping, Dumper=Dumper, sort_keys=False, allow_unicode=True, width=100)
     return result
 
 

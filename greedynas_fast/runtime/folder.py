@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -62,7 +63,7 @@ class RunFolder:
             InputError: there is no such folder, or it has no config.yaml.
         """
         run = cls(path)
-        if not run.path.is_dir():
+        if not os.path.isdir(run.path):
             raise InputError(f"run folder {run.path}: no such folder.")
         if not run.has_config:
             raise InputError(f"run folder {run.path}: expected a run folder, but it has no config.yaml.")
@@ -115,7 +116,7 @@ class RunFolder:
     @property
     def has_config(self) -> bool:
         """Whether config.yaml is there."""
-        return self.config.is_file()
+        return os.path.isfile(self.config)  # False where Path.is_file would raise: in a folder closed to us
 
     @property
     def config(self) -> Path:

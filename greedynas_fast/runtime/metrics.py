@@ -30,6 +30,8 @@ class MetricsLog:
     ) -> None:
         """Opens `path` for appending; the file is made if missing, its folder must exist.
 
+        A last row that a kill has torn is removed.
+
         Args:
             path: the file of JSON lines.
             events: a folder for tensorboard, or None for no events. Each stage gets a folder in it.
@@ -40,6 +42,7 @@ class MetricsLog:
         """
         self.path = Path(path)
         try:
+            _mend_end(self.path)
             self._file: BinaryIO = open(self.path, "ab", buffering=0)  # noqa: SIM115 (held open for the log's life)
         except OSError as error:
             raise explain_write_error(error, self.path) from error
@@ -65,7 +68,7 @@ class MetricsLog:
             self._events.add(plain)
 
     def truncate_after(self, stage: str, step: int) -> None:
-        """Drops the rows of `stage` beyond `step` and a torn last line, so that going on writes them anew.
+        """Drops the rows of `stage` beyond `step`, so that going on writes them anew.
 
         Rows of other stages stay. Tensorboard is told to forget the same steps.
 
@@ -73,7 +76,7 @@ class MetricsLog:
             InputError: a line in the middle is not a JSON object, or the file cannot be written.
         """
         rows = self.read()
-        kept = [row for row in rows if row.get("stage") != stage or row["step"] <= step]
+        kept = [row for row in rows if row.get("stage") != stage or row.get("step", 0) <= step]
         data = b"".join(json_line(row) for row in kept)
         if data != self.path.read_bytes():
             self._file.close()
@@ -117,11 +120,8 @@ def read_rows(path: str | Path) -> list[dict[str, Any]]:
         return []
     rows: list[dict[str, Any]] = []
     for number, line in enumerate(lines, start=1):
-        try:
-            row = json.loads(line)
-        except ValueError:
-            row = None
-        if isinstance(row, dict):
+        row = _parse(line)
+        if row is not None:
             rows.append(row)
         elif number < len(lines):
             raise InputError(
@@ -154,6 +154,29 @@ def to_plain(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [to_plain(item) for item in value]
     raise TypeError(f"expected a value that JSON can express, got {type(value).__name__}")
+
+
+def _mend_end(path: Path) -> None:
+    """Makes the file end with a whole row: ends a row that lacks only its line end, removes a torn one."""
+    data = path.read_bytes() if path.exists() else b""
+    if not data or data.endswith(b"\n"):
+        return
+    start = data.rfind(b"\n") + 1
+    with open(path, "r+b") as file:
+        if _parse(data[start:]) is None:
+            file.truncate(start)
+        else:
+            file.seek(0, os.SEEK_END)
+            file.write(b"\n")
+
+
+def _parse(line: bytes) -> dict[str, Any] | None:
+    """The JSON object of a line, or None if it is none."""
+    try:
+        row = json.loads(line)
+    except ValueError:
+        return None
+    return row if isinstance(row, dict) else None
 
 
 class _Events:

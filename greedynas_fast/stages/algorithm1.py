@@ -64,6 +64,7 @@ class Algorithm1:
         self.space, self.config, self.schedule, self.device = space, config, schedule, device
         self.net = Supernet(space, seed=seed_for(config.seed, "supernet"))
         self.net.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.net.train()  # once: walking all modules at every step would cost more than a small step itself
         self.bank = ParameterBank(self.net)
         train = config.train
         self.optimizer = BankSGD(self.bank, train.momentum, train.weight_decay, clip_norm=train.grad_clip)
@@ -91,10 +92,7 @@ class Algorithm1:
     @property
     def update_due(self) -> bool:
         """Whether the filter is to be trained before the next step (Alg. 1, line 7)."""
-        if not self.schedule.is_update(self.step):
-            return False
-        epoch, config = self.schedule.epoch(self.step), self.config.train
-        return self.updates <= (epoch - config.warmup_epochs) // config.update_every_epochs
+        return self.schedule.is_update(self.step) and self.updates < self.schedule.updates_by(self.step)
 
     def next_path(self) -> tuple[int, ...]:
         """The path of the next step (Alg. 1, lines 2-5); all paths up to the next update are drawn at once."""
@@ -118,7 +116,6 @@ class Algorithm1:
         path = self.next_path()
         # Dropout draws from the global generator: seeded by the step, it does not depend on where the run was resumed.
         torch.manual_seed(seed_for(self.config.seed, "dropout", self.step))
-        self.net.train()
         logits = self.net(images, path)
         loss = functional.cross_entropy(logits, labels, label_smoothing=self.config.train.label_smoothing)
         if not torch.isfinite(loss):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -89,8 +90,19 @@ class StageContext:
 
     def command(self, stage: str, options: str = "") -> str:
         """The command line that works on this run folder; `train` and `run` take it as an option."""
-        place = f"--run {self.run.path}" if stage in ("train", "run") else str(self.run.path)
+        folder = shlex.quote(str(self.run.path))
+        place = f"--run {folder}" if stage in ("train", "run") else folder
         return f"greedynas-fast {stage} {place}{options}"
+
+    def model_facts(self, source: str) -> dict[str, Any]:
+        """What a user of a model file has to know besides the network: where from, how images are normalised."""
+        data = self.data
+        return {
+            "source": source,
+            "mean": list(data.mean),
+            "std": list(data.std),
+            "class_names": list(data.class_names),
+        }
 
     def load_checkpoint(self, stage: str, progress: Progress | None = None) -> dict[str, Any] | None:
         """The newest whole checkpoint of a stage, if any; damaged ones are passed over and said to be.
@@ -128,7 +140,9 @@ class StageContext:
 
 
 @contextmanager
-def open_run(path: Path, source: ConfigSource, reporter: Reporter, *, create: bool = False) -> Iterator[StageContext]:
+def open_run(
+    path: Path, source: ConfigSource, reporter: Reporter, *, create: bool = False, keep: bool = True
+) -> Iterator[StageContext]:
     """Own a run folder for the time of a stage, with its configuration resolved, checked and stored.
 
     Args:
@@ -136,6 +150,8 @@ def open_run(path: Path, source: ConfigSource, reporter: Reporter, *, create: bo
         source: what the command line asked for.
         reporter: how to talk to people.
         create: make the folder if there is none, or none yet in use.
+        keep: what the command line asked for becomes part of the run. Options of a stage that then ends with an
+            `InputError` before it has begun do not stay, so that the command works again without them.
 
     Raises:
         InputError: no such run, in use by another process, read-only, or a configuration that cannot be.
@@ -144,11 +160,18 @@ def open_run(path: Path, source: ConfigSource, reporter: Reporter, *, create: bo
     with folder as run:
         stored = run.read_config() if run.has_config else None
         config = resolve(source, stored, frozen_sections(_started(run)))
-        if stored is None or config.to_dict() != stored:
+        changed = stored is None or (keep and config.to_dict() != stored)
+        if changed:
             run.write_config(config.to_dict())
         if reporter.command is not None:
             _record_command(run, reporter.command)
-        yield StageContext(run, config, reporter)
+        try:
+            yield StageContext(run, config, reporter)
+        except InputError:
+            if stored is not None and changed:
+                begun = frozen_sections(_started(run))
+                run.write_config({**config.to_dict(), **{k: v for k, v in stored.items() if k not in begun}})
+            raise
 
 
 def _started(run: RunFolder) -> list[str]:

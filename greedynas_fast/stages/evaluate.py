@@ -36,7 +36,8 @@ def evaluate(run: Path, source: ConfigSource, reporter: Reporter) -> dict[str, A
     Raises:
         InputError: nothing to measure, or no test part in the data.
     """
-    with open_run(run, source, reporter) as context:
+    # A question of the moment: its options must not change what `run` measures in the end.
+    with open_run(run, source, reporter, keep=False) as context:
         return evaluate_stage(context)
 
 

@@ -26,7 +26,7 @@ from greedynas_fast.stages.model_files import CONFIG, WEIGHTS, load_model, save_
 
 if TYPE_CHECKING:
     from greedynas_fast.config import ConfigSource
-    from greedynas_fast.stages.context import Reporter
+    from greedynas_fast.stages.context import Reporter, StageContext
 
 __all__ = ["ExportConfig", "OnnxCheck", "export_model", "export_onnx", "export_run", "load_model", "save_model"]
 
@@ -45,12 +45,15 @@ class ExportConfig:
 
     Attributes:
         formats: `safetensors` (weights and config.json), `onnx` (needs the extra `export`).
+        path: null exports the retrained network; a path as text, `@file`, a published name or `best` exports that path
+            with the supernet's weights, BN statistics recomputed on training images.
         opset: version of the ONNX operator set.
         tolerance: largest difference between the logits of ONNX Runtime and of PyTorch, over the largest logit. Beyond
             it there is no ONNX file.
     """
 
     formats: tuple[Format, ...] = ("safetensors",)
+    path: str | None = None
     opset: int = MIN_OPSET
     tolerance: float = 1e-4
 
@@ -84,7 +87,7 @@ class OnnxCheck:
 
 
 def export_run(path: Path, source: ConfigSource, reporter: Reporter) -> dict[str, Any]:
-    """The command `export`: writes the retrained network of a run into its folder `export/`.
+    """The command `export`: writes a network of a run into its folder `export/`.
 
     Args:
         path: the run folder.
@@ -95,18 +98,34 @@ def export_run(path: Path, source: ConfigSource, reporter: Reporter) -> dict[str
         What `export_model` returns, and `next`, the next command.
 
     Raises:
-        InputError: no such run, no retrained network yet, or what `export_model` refuses.
+        InputError: no such run, no such network yet, or what `export_model` refuses.
     """
     # The configuration holds an ExportConfig, so this file may not import it at its top.
     from greedynas_fast.stages.context import open_run
 
     with open_run(path, source, reporter) as context:
+        target = context.run.path / "export"
+        config = context.config.export
+        if config.path is not None:
+            return {**_export_inherited(context, config.path, target), "next": context.command("report")}
         if not context.run.retrain_config.is_file():
             raise InputError(
-                f"export: the run {path} has no retrained network yet. To make it: {context.command('retrain')}"
+                f"export: the run {path} has no retrained network yet. To make it: {context.command('retrain')}, or "
+                "export a path with the supernet's weights: --export.path best."
             )
-        result = export_model(context.run.retrain, context.run.path / "export", context.config.export)
-        return {**result, "next": context.command("report")}
+        return {**export_model(context.run.retrain, target, config), "next": context.command("report")}
+
+
+def _export_inherited(context: StageContext, text: str, target: Path) -> dict[str, Any]:
+    """A path with the supernet's weights, in a folder of `target` that is named by the path."""
+    from greedynas_fast.stages.choice import chosen_path, inherited
+
+    path, origin = chosen_path(context, text)
+    folder = target / context.space.format(path, "digits")
+    save_model(
+        inherited(context, path), folder, space=context.space, path=path, extra=context.model_facts(f"supernet, {origin}")
+    )
+    return export_model(folder, folder, context.config.export)
 
 
 def export_model(model_folder: Path, target: Path, config: ExportConfig) -> dict[str, Any]:

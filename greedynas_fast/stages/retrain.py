@@ -128,10 +128,9 @@ class _Retraining:
             space=self.space,
             path=self.path,
             extra={
-                "source": origin,
+                **context.model_facts(origin),
                 "recipe": self.config.recipe,
                 "epochs": self.config.epochs,
-                "class_names": list(context.data.class_names),
             },
         )
         summary = {

@@ -6,7 +6,6 @@ import math
 from dataclasses import dataclass
 
 from greedynas_fast.config import TrainConfig
-from greedynas_fast.errors import InputError
 
 
 @dataclass(frozen=True)
@@ -15,18 +14,11 @@ class Schedule:
 
     Attributes:
         config: the numbers of Sec. 5.1.
-        steps_per_epoch: full batches an epoch.
+        steps_per_epoch: full batches an epoch, at least 1.
     """
 
     config: TrainConfig
     steps_per_epoch: int
-
-    def __post_init__(self) -> None:
-        if self.steps_per_epoch < 1:
-            raise InputError(
-                f"train.batch_size: {self.config.batch_size} is larger than the training part of the data; "
-                "make the batch smaller"
-            )
 
     @property
     def total_steps(self) -> int:
@@ -57,6 +49,15 @@ class Schedule:
             return False
         epoch = step // self.steps_per_epoch
         return epoch >= c.warmup_epochs and (epoch - c.warmup_epochs) % c.update_every_epochs == 0
+
+    def updates_by(self, step: int) -> int:
+        """Updates that the first `step` steps call for, one that is due right after them included."""
+        c = self.config
+        if c.sampler == "uniform":
+            return 0
+        # An untrained supernet is never scored: without warm-up the first update comes after one period.
+        first = 1 if c.warmup_epochs else 0
+        return max(0, (self.epoch(step) - c.warmup_epochs) // c.update_every_epochs + first)
 
     def next_update(self, step: int) -> int:
         """The first step after `step` with `is_update`, or the end of the training."""

@@ -27,6 +27,7 @@ from greedynas_fast.runtime import (
     seed_for,
     write_json,
 )
+from greedynas_fast.sampling import RejectionError
 from greedynas_fast.stages.algorithm1 import Algorithm1
 from greedynas_fast.stages.context import Reporter, StageContext, open_run
 from greedynas_fast.stages.filter_update import FilterUpdate
@@ -74,8 +75,14 @@ def train_stage(context: StageContext) -> dict[str, Any]:
 def build(context: StageContext) -> Algorithm1:
     """Algorithm 1 at its beginning, for the run's space, data and configuration."""
     config, data = context.config, context.data
-    batch_size = min(config.train.batch_size, len(data.train) + 1)
-    schedule = Schedule(config.train, len(data.train) // batch_size)
+    steps_per_epoch = len(data.train) // config.train.batch_size
+    # Before `context.space`, which writes a file of the run: a run that cannot begin can still be given other options.
+    if steps_per_epoch < 1:
+        raise InputError(
+            f"train.batch_size: {config.train.batch_size} is larger than the training part of the data, "
+            f"{len(data.train)} images."
+        )
+    schedule = Schedule(config.train, steps_per_epoch)
     return Algorithm1(context.space, config, schedule, scorer(config, data, context.device), context.device)
 
 
@@ -165,9 +172,11 @@ class _Training:
         for images, labels in to_device(batches, self.context.device):
             if interrupt.requested:
                 return True
-            path = algorithm.next_path()
             try:
+                path = algorithm.next_path()
                 loss, correct = algorithm.train_step(images, labels)
+            except RejectionError as error:
+                raise InputError(f"train.strict_sampling: {error}. {self._last_checkpoint()}") from None
             except InputError as error:
                 raise InputError(f"{error} {self._last_checkpoint()}") from None
             path_log.append([self.context.space.format(path, "digits")])
@@ -188,6 +197,7 @@ class _Training:
                 "lr": algorithm.schedule.lr(step - 1),
                 "q": algorithm.q,
                 "acceptance": algorithm.acceptance,
+                "fallbacks": algorithm.fallbacks,
                 "images_per_s": self.window.images_per_s(),
                 "elapsed_s": time.monotonic() - self.began_s,
             }

@@ -46,6 +46,9 @@ def test_a_preset_is_complete_valid_and_commented(name: str) -> None:
 def test_yaml_round_trip(name: str) -> None:
     config = load_config(name, overrides={"seed": 7, "train.grad_clip": 1e-7, "search.max_macs": 5e6})
     assert RunConfig.from_yaml(config.to_yaml()) == config
+    for path in ("201163", "0123", "12e45", "1.e3", "null", "yes", "0x1f", "MB3_K3 | ID", "@file", "-"):
+        config = load_config(name, overrides={"retrain.path": path})
+        assert RunConfig.from_yaml(config.to_yaml()) == config
     assert list(config.to_dict()) == list(presets.read(name))
 
 

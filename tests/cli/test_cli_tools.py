@@ -19,6 +19,7 @@ from greedynas_fast.cli import main
 from greedynas_fast.commands import REGISTRY, load
 from greedynas_fast.commands.printing import lines, table, to_json
 from greedynas_fast.errors import InputError
+from greedynas_fast.experiments import table4
 
 Capture = pytest.CaptureFixture[str]
 ROOT = Path(__file__).parents[2]
@@ -157,11 +158,43 @@ def test_bench(capsys: Capture) -> None:
 
 
 def test_bench_refuses_what_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(InputError, match="unknown measurement 'codek'. Did you mean 'codec'"):
+    with pytest.raises(InputError, match=r"unknown measurement 'codek'\. Did you mean 'codec'"):
         bench.measure(["codek"])
     monkeypatch.setattr(paths, "pack", lambda batch: np.zeros((len(batch), 2), dtype=np.uint64))
     with pytest.raises(RuntimeError, match="disagree"):
         bench.measure(["codec"], quick=True)
+
+
+def test_experiment(monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
+    def fake_run(config: Any, progress: Any) -> dict[str, Any]:
+        progress("one filter is trained")
+        return {"bench": config.bench, "losses": config.losses, "budget": config.budget}
+
+    monkeypatch.setattr(table4, "run", fake_run)
+    words = ["experiment", "table4", "--bench", "b.json", "--budget", "quick", "--losses", "[vpu,rank]", "--json"]
+    assert main(words) == 0
+    captured = capsys.readouterr()
+    assert json.loads(captured.out) == {"bench": "b.json", "losses": ["vpu", "rank"], "budget": "quick"}
+    assert captured.err == "one filter is trained\n"
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([], "missing: name, --bench."),
+        (["table4"], "missing: --bench."),
+        (["table5", "--bench", "b"], "invalid choice: 'table5'"),
+        (["table4", "--bench", "/no/such.json"], "/no/such.json cannot be read"),
+        (["table4", "--bench", "b", "--budget", "fast"], "--budget must be one of quick, trial, paper, got 'fast'"),
+        (["table4", "--bench", "b", "--losses", "[l1]"], "--losses must be a list, each one of"),
+        (["table4", "--bench", "b", "--seed", "1"], "unknown option --seed. The nearest known one is --seeds."),
+    ],
+)
+def test_bad_experiment(capsys: Capture, words: list[str], message: str) -> None:
+    assert main(["experiment", *words]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert message in captured.err
 
 
 def test_printing() -> None:

@@ -349,3 +349,15 @@ def test_images_are_not_held_in_memory(make_images: MakeImages) -> None:
     assert isinstance(split, FolderSplit)
     tensors = [value for value in vars(split._files).values() if isinstance(value, (np.ndarray, torch.Tensor))]
     assert sum(value.nbytes for value in tensors) < 100 * len(split._files)
+
+
+def test_root_that_may_not_be_entered(make_images: MakeImages, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Simulated: root may enter anything.
+    root = make_images()
+
+    def refuse(path: object, **_: object) -> None:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    monkeypatch.setattr(os, "stat", refuse)
+    with pytest.raises(InputError, match=r"data folder .*images: expected a folder, there is none"):
+        opened(root)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -84,3 +86,12 @@ def test_labels_belong_to_their_images() -> None:
     images, labels = bundle.validation.tensors()
     pixels = ((images[:, 0] * SAMPLE_STD + SAMPLE_MEAN) * 255).round().to(torch.uint8).numpy()
     assert [by_pixels[image.tobytes()] for image in pixels] == labels.tolist()
+
+
+def test_import_is_light() -> None:
+    code = (
+        "import sys; from greedynas_fast.data import DataConfig, open_data\n"
+        "open_data(DataConfig(), resolution=28, in_channels=1, seed=0).scoring.tensors()\n"
+        "heavy = {'PIL', 'torchvision'} & set(sys.modules); assert not heavy, heavy"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)

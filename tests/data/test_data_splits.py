@@ -191,6 +191,7 @@ def test_seed_streams_are_independent() -> None:
         ({"format": "zip"}, "data.format: expected one of auto, sample, idx, folder, got 'zip'"),
         ({"format": "idx"}, "data.root: expected a folder"),
         ({"format": "sample", "root": "x"}, "data.root: expected nothing"),
+        ({"root": ""}, "data.root: .* got an empty text"),
         ({"validation_size": 0}, "data.validation_size: expected at least 1"),
         ({"validation_size": 1.0}, "data.validation_size: expected a number of images or a fraction"),
         ({"test_size": -0.5}, "data.test_size"),

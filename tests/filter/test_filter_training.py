@@ -16,7 +16,8 @@ from greedynas_fast.filter.training import LossName
 NUM_OPS = [3, 3, 3, 3]
 SPACE = np.array(list(itertools.product(range(3), repeat=4)), dtype=np.uint8)
 LOSS = -SPACE.astype(float) @ np.array([1.0, 0.7, 0.5, 0.3])
-QUICK = FilterConfig(steps=60, batch_size=64, hidden=16, lr=0.01)
+QUICK = FilterConfig(steps=100, batch_size=64, hidden=16, lr=3e-3, embedding_std=1.0, mixup_batch=16)
+SHORT = replace(QUICK, steps=15)
 
 
 def train(config: FilterConfig = QUICK, seed: int = 0, q: float = 0.7, **kwargs: object) -> TrainedFilter:
@@ -41,10 +42,10 @@ def test_same_seed_same_bits_whatever_the_global_state() -> None:
     torch.manual_seed(1)
     np.random.seed(1)  # noqa: NPY002 - the point is that it does not matter
     before = torch.random.get_rng_state()
-    first = train()
+    first = train(SHORT)
     assert torch.equal(before, torch.random.get_rng_state())
     torch.manual_seed(2)
-    second, other = train(), train(seed=1)
+    second, other = train(SHORT), train(SHORT, seed=1)
     assert first.report == second.report
     assert np.array_equal(first.log_prob_weak(SPACE), second.log_prob_weak(SPACE))
     assert not np.array_equal(first.log_prob_weak(SPACE), other.log_prob_weak(SPACE))
@@ -62,7 +63,7 @@ def test_who_is_trained_on_and_who_judges() -> None:
 
 def test_labels_are_the_worst_share_and_losses_that_are_not_finite_count_as_the_worst() -> None:
     paths = SPACE[[0, 40, 80]]
-    config = replace(QUICK, loss="pn", holdout=0.0, steps=80)
+    config = replace(QUICK, loss="pn", holdout=0.0, steps=150)
     trained = train_filter(NUM_OPS, paths, [0.5, np.nan, 0.1], SPACE, 0.34, config, 0)
     assert (trained.report.num_weak, trained.report.num_good) == (1, 2)
     values = trained.log_prob_weak(paths)
@@ -74,7 +75,7 @@ def test_labels_are_the_worst_share_and_losses_that_are_not_finite_count_as_the_
 
 
 def test_a_filter_that_cannot_learn_is_reported_and_rejects_nothing() -> None:
-    config = replace(QUICK, weight_decay=10.0, steps=150, mixup_lambda=0.0)
+    config = replace(QUICK, weight_decay=10.0, lr=0.02, mixup_lambda=0.0)
     trained = train(config)
     assert trained.collapsed
     assert "hardly varies" in trained.report.reason
@@ -87,7 +88,7 @@ def test_a_filter_that_cannot_learn_is_reported_and_rejects_nothing() -> None:
 
 
 def test_warm_start_goes_on_from_the_earlier_weights() -> None:
-    first = train()
+    first = train(SHORT)
     still = replace(QUICK, steps=1, lr=1e-12, warm_start=True)
     again = train(still, seed=5, initial=first)
     assert again.log_prob_weak(SPACE) == pytest.approx(first.log_prob_weak(SPACE), abs=1e-5)
@@ -98,8 +99,8 @@ def test_warm_start_goes_on_from_the_earlier_weights() -> None:
 
 
 def test_average_and_cosine_change_the_weights_and_stay_deterministic() -> None:
-    config = replace(QUICK, average=0.9, schedule="cosine")
-    first, second, plain = train(config), train(config), train()
+    config = replace(SHORT, average=0.9, schedule="cosine")
+    first, second, plain = train(config), train(config), train(SHORT)
     assert np.array_equal(first.log_prob_weak(SPACE), second.log_prob_weak(SPACE))
     assert not np.array_equal(first.log_prob_weak(SPACE), plain.log_prob_weak(SPACE))
 

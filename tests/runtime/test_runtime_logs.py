@@ -167,11 +167,22 @@ def test_metrics_are_cut_to_a_checkpoint(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == ["m.jsonl"]
 
 
+@pytest.mark.parametrize("torn", ["", "{", '{"stage": "train", "kind": "st', "1", "[1]"])
+@pytest.mark.parametrize("whole", [True, False])
+def test_the_end_is_mended_at_opening(tmp_path: Path, torn: str, whole: bool) -> None:
+    path = tmp_path / "m.jsonl"
+    path.write_text((json.dumps(row(1)) + "\n" if whole else "") + torn)
+    before = [row(1)] if whole else []
+    assert read_rows(path) == before
+    with MetricsLog(path) as log:
+        log.append(row(2))
+    assert read_rows(path) == [*before, row(2)]
+
+
 def test_last_row_without_line_end_but_whole_is_kept(tmp_path: Path) -> None:
     path = tmp_path / "m.jsonl"
     path.write_text(json.dumps(row(1)))
     with MetricsLog(path) as log:
-        log.truncate_after("train", 5)
         log.append(row(2))
     assert read_rows(path) == [row(1), row(2)]
 

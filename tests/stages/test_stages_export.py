@@ -137,7 +137,7 @@ def test_weights_are_readable_by_other_programs(saved: Path, network: Network) -
 
 
 def test_same_network_gives_the_same_bytes(tmp_path: Path, saved: Path, space: SearchSpace, network: Network) -> None:
-    save_model(network, tmp_path / "again", space=space, path="052516" and network.path, extra=EXTRA)
+    save_model(network, tmp_path / "again", space=space, path=network.path, extra=EXTRA)
     for name in ("model.safetensors", "config.json"):
         assert (tmp_path / "again" / name).read_bytes() == (saved / name).read_bytes()
     assert sorted(file.name for file in saved.iterdir()) == ["config.json", "model.safetensors"]

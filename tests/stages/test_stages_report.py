@@ -297,7 +297,6 @@ def test_hostile_text_is_escaped(run: Path, space: SearchSpace) -> None:
     assert "<script" not in text
     assert "<b>run" not in text
     assert page.text.count("<script>alert(1)</script>&\"'") >= 5
-    assert evil in " ".join(str(attrs) for _, attrs in page.tags) or "alert(1)" in page.text
 
 
 @pytest.mark.parametrize("value", ["NaN", "Infinity", "-Infinity", "null", '"text"', "[1]", "true", "1e400"])
@@ -316,7 +315,7 @@ def test_torn_last_line_is_no_problem_and_a_broken_middle_one_is_said(run: Path,
         file.write('{"stage": "train", "kind": "st')
     with (run / "search.jsonl").open("ab") as file:
         file.write(b'{"index": 7, "gener\xff')
-    assert Page(build_report(run, space)).having("warning") == Page(build_report(run, space)).having("warning")[:1]
+    assert "could not be read" not in build_report(run, space)
     lines = (run / "metrics.jsonl").read_text().splitlines()
     (run / "metrics.jsonl").write_text("\n".join([*lines[:10], "###", "3", *lines[10:]]))
     assert "metrics.jsonl: 2 lines could not be read." in build_report(run, space)

@@ -27,7 +27,7 @@ def heatmap(
     """A square matrix of similarities in [-1, 1].
 
     Args:
-        matrix: [n, n]; NaN cells are hatched out.
+        matrix: [n, n]; NaN cells stay blank.
         names: n row (and column) names.
         title: what the matrix shows, for the heading of a small one and for screen readers.
         cell: side of a cell in SVG units.

@@ -1,0 +1,383 @@
+"""Algorithm 1 move by move: which paths are trained, what an update decides, when it stops, how it goes on."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from stages_runs import (
+    CONFIG,
+    GO_ON,
+    QUIET,
+    RUN,
+    SPACE,
+    STEPS,
+    STEPS_PER_EPOCH,
+    UPDATES,
+    asked,
+    differences,
+    moves,
+    newest,
+    opened,
+    outcome,
+    plain,
+    rows,
+)
+
+from greedynas_fast.errors import InputError
+from greedynas_fast.filter import Agreement
+from greedynas_fast.runtime import CheckpointStore
+from greedynas_fast.stages import context as context_module
+from greedynas_fast.stages import filter_update
+from greedynas_fast.stages import train as train_module
+from greedynas_fast.stages.algorithm1 import Algorithm1
+from greedynas_fast.stages.retrain import retrain
+from greedynas_fast.stages.search import search
+from greedynas_fast.stages.train import build, train
+
+MOVES = STEPS + UPDATES
+
+
+def queue(algorithm: Algorithm1) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    """The paths up to the next update; drawn if they are not yet."""
+    algorithm.next_path()
+    drawn: np.ndarray[Any, np.dtype[np.uint8]] = algorithm.state_dict()["queue"].numpy().copy()
+    return drawn
+
+
+def is_allowed(paths: np.ndarray[Any, Any], allowed: np.ndarray[Any, Any]) -> bool:
+    """Whether every operation is under the mask, one by one."""
+    return all(allowed[layer][op] for path in paths for layer, op in enumerate(path))
+
+
+def test_warm_up_is_uniform_and_unfiltered(config: Path, here: Path) -> None:
+    with opened(config, train__warmup_epochs=400, train__epochs=400) as context:
+        algorithm = build(context)
+        paths = queue(algorithm)
+        assert len(paths) == 400 * STEPS_PER_EPOCH
+        assert algorithm.trained is algorithm.acceptance is algorithm.q is None
+        codes, counts = np.unique(paths @ np.array([16, 4, 1]), return_counts=True)
+    assert list(codes) == list(range(64))
+    expected = len(paths) / 64
+    chi2 = float(((counts - expected) ** 2 / expected).sum())
+    # 63 degrees of freedom: mean 63, standard deviation 11.
+    assert 25 < chi2 < 110
+
+
+@pytest.mark.parametrize("max_proposals", [1000, 1])
+def test_trained_paths_are_allowed_and_pass_the_filter(config: Path, here: Path, max_proposals: int) -> None:
+    log: list[str] = []
+    updates = fallbacks = 0
+    with opened(config, train__max_proposals=max_proposals) as context:
+        algorithm = build(context)
+        for update in moves(context, algorithm, log):
+            if update is None:
+                continue
+            updates += 1
+            assert not update.trained.collapsed
+            if algorithm.stop_reason is not None:
+                break
+            paths = queue(algorithm)
+            assert len(paths) == STEPS_PER_EPOCH
+            assert is_allowed(paths, update.allowed)
+            weak = update.trained.net.log_prob_weak(paths).numpy() > update.trained.threshold
+            assert weak.sum() == algorithm.fallbacks
+            fallbacks += algorithm.fallbacks
+            assert algorithm.acceptance is not None
+            assert 0 <= algorithm.acceptance <= 1
+            assert algorithm.q == update.row["q"]
+    assert updates == UPDATES
+    assert len(log) == STEPS
+    # One draw a path is not enough for q of 0.5 and more; a thousand are.
+    assert (fallbacks > 0) == (max_proposals == 1)
+
+
+def test_strict_sampling_ends_with_a_named_error(config: Path, here: Path) -> None:
+    source = asked(config, train__max_proposals=1, train__strict_sampling=True)
+    with pytest.raises(InputError, match=r"train\.strict_sampling: the path filter accepted .* checkpoint is run/"):
+        train(RUN, source, QUIET)
+    assert newest(RUN, "train")["step"] == STEPS_PER_EPOCH
+
+
+def test_removed_operations_never_come_back(finished: Path) -> None:
+    state = newest(finished, "train")
+    trained = (finished / "paths.txt").read_text().split()
+    removed: dict[tuple[int, str], int] = {}
+    metrics = rows(finished / "metrics.jsonl")
+    for row in metrics:
+        if row["kind"] == "update":
+            for merge in row["merges"]:
+                assert (merge["layer"], merge["removed"]) not in removed
+                removed[merge["layer"], merge["removed"]] = row["step"]
+            assert row["removed_total"] == len(removed)
+            assert row["allowed_total"] == 12 - len(removed)
+            stored = np.load(finished / "filter" / f"update-{row['update']:03d}.npz")["allowed"]
+            assert int(stored.sum()) == row["allowed_total"]
+    assert 2 <= len(removed) <= 9
+    assert state["allowed"].sum() == 12 - len(removed)
+    names = SPACE["operations"]
+    for (layer, name), step in removed.items():
+        assert not state["allowed"][layer][names.index(name)]
+        assert str(names.index(name)) not in {path[layer] for path in trained[step:]}
+        assert name not in {row["names"][layer] for row in rows(finished / "search.jsonl")}
+
+
+def test_masks_only_shrink(config: Path, here: Path) -> None:
+    with opened(config) as context:
+        algorithm = build(context)
+        before = algorithm.allowed.copy()
+        for update in moves(context, algorithm, []):
+            if update is not None:
+                assert not (update.allowed & ~before).any()
+                assert update.allowed.any(axis=1).all()
+                assert len(update.merges) == (before & ~update.allowed).sum()
+                before = update.allowed.copy()
+
+
+class Forbidden:
+    """Stands for the test images; whoever looks at them fails."""
+
+    def __getattr__(self, name: str) -> Any:
+        raise AssertionError(f"the test images were used: {name}")
+
+    def __len__(self) -> int:
+        raise AssertionError("the test images were counted")
+
+
+@pytest.fixture
+def without_test(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The test split raises on any use."""
+    original = context_module.open_data
+    monkeypatch.setattr(
+        context_module,
+        "open_data",
+        lambda *args, **kwargs: dataclasses.replace(original(*args, **kwargs), test=Forbidden()),
+    )
+
+
+@pytest.mark.usefixtures("without_test")
+def test_no_decision_sees_the_test_images(config: Path, here: Path, finished: Path) -> None:
+    for stage in (train, search, retrain):
+        stage(RUN, asked(config), QUIET)
+    assert (RUN / "retrain" / "model.safetensors").read_bytes() == (
+        finished / "retrain" / "model.safetensors"
+    ).read_bytes()
+
+
+@pytest.mark.parametrize("bn", ["batch", "recalibrate"])
+def test_updates_score_on_validation_images(config: Path, here: Path, monkeypatch: pytest.MonkeyPatch, bn: str) -> None:
+    seen: list[tuple[torch.Tensor, torch.Tensor]] = []
+    calibrated: list[torch.Tensor] = []
+    original = train_module.score_paths
+
+    def spy(net: Any, paths: Any, images: Any, labels: Any, **options: Any) -> Any:
+        seen.append((images, labels))
+        calibrated.extend(options["calibration"] or [])
+        return original(net, paths, images, labels, **options)
+
+    monkeypatch.setattr(train_module, "score_paths", spy)
+    with opened(config, train__score_bn=bn, train__epochs=1) as context:
+        list(moves(context, build(context), []))
+        validation, labels = context.data.validation.tensors()
+        known = {image.numpy().tobytes() for image in validation}
+        training = {image.numpy().tobytes() for image in context.data.train.tensors()[0]}
+    ((images, scored_labels),) = seen
+    assert {image.numpy().tobytes() for image in images} == known
+    assert sorted(scored_labels.tolist()) == sorted(labels.tolist())
+    assert not known & training
+    assert {image.numpy().tobytes() for batch in calibrated for image in batch} <= training
+    assert bool(calibrated) == (bn == "recalibrate")
+
+
+def test_a_collapsed_filter_decides_nothing(config: Path, here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source = asked(config, filter__min_spread=1e9, train__stop_on="agreement", train__agreement_threshold=-1)
+    figures = train(RUN, source, QUIET)
+    assert "learned nothing" in capsys.readouterr().err
+    assert figures["updates"] == UPDATES
+    assert figures["steps"] == STEPS
+    assert figures["removed_operations"] == 0
+    metrics = rows(RUN / "metrics.jsonl")
+    for row in metrics:
+        if row["kind"] == "update":
+            assert row["collapsed"]
+            assert row["merges"] == []
+            assert row["agreement"] is row["kappa"] is None
+            assert not row["stop"]
+        elif row["kind"] == "step":
+            assert row["acceptance"] is None
+            assert row["fallbacks"] == 0
+    found = search(RUN, GO_ON, QUIET)
+    assert "the search rejects no path" in capsys.readouterr().err
+    assert found["evaluations"] == 12
+
+
+def test_the_paths_of_a_collapsed_filter_are_those_of_no_filter(config: Path, here: Path) -> None:
+    drawn = []
+    for run, collapse in (("a", True), ("b", False)):
+        with opened(config, Path(run), filter__min_spread=1e9 if collapse else 0.01) as context:
+            algorithm = build(context)
+            for update in moves(context, algorithm, []):
+                if update is not None:
+                    break
+            if not collapse:
+                algorithm.trained, algorithm.allowed = None, context.space.allowed
+            drawn.append(queue(algorithm))
+    assert np.array_equal(*drawn)
+
+
+@pytest.mark.parametrize(
+    ("stop_on", "u", "kappa", "stops"),
+    [
+        ("agreement", 0.95, 0.1, True),
+        ("agreement", 0.9, 1.0, False),
+        ("kappa", 0.99, 0.9, False),
+        ("kappa", 0.5, 0.91, True),
+        ("never", 1.0, 1.0, False),
+    ],
+)
+def test_stop_rule(
+    config: Path, here: Path, monkeypatch: pytest.MonkeyPatch, stop_on: str, u: float, kappa: float, stops: bool
+) -> None:
+    compared = []
+
+    def fake(old: object, new: object, paths: np.ndarray[Any, Any]) -> Agreement:
+        compared.append((old, new, len(paths)))
+        return Agreement(u, kappa)
+
+    monkeypatch.setattr(filter_update, "agreement", fake)
+    figures = train(RUN, asked(config, train__stop_on=stop_on), QUIET)
+    # The first filter has none to be compared with, so the second update is the first that can stop.
+    assert figures["updates"] == (2 if stops else UPDATES)
+    assert figures["steps"] == (2 * STEPS_PER_EPOCH if stops else STEPS)
+    assert len(compared) == figures["updates"] - 1
+    assert all(first[1] is second[0] for first, second in itertools.pairwise(compared))
+    assert {count for *_, count in compared} == {64}
+    assert ("steady" in figures["stop_reason"]) == stops
+    assert figures["kappa"] == kappa
+    again = train(RUN, GO_ON, QUIET)
+    assert again == figures
+
+
+def test_inactive_operations_do_not_move(config: Path, here: Path) -> None:
+    with opened(config) as context:
+        algorithm = build(context)
+        moved = 0
+        progress = moves(context, algorithm, [])
+        while algorithm.step < 2 * STEPS_PER_EPOCH:
+            before = plain(algorithm.state_dict())
+            old = algorithm.optimizer.momentum_buffer.clone()
+            path, step = algorithm.next_path(), algorithm.step
+            if next(progress) is not None:
+                # An update trains the filter and nothing of the supernet.
+                assert plain(algorithm.state_dict())["supernet"] == before["supernet"]
+                continue
+            assert algorithm.step == step + 1
+            after = algorithm.state_dict()
+            for name, value in plain(after["supernet"]).items():
+                parts = name.split(".")
+                if parts[0] == "layers" and path[int(parts[1])] != int(parts[2]):
+                    assert value == before["supernet"][name], name
+                elif name.endswith("weight"):
+                    moved += value != before["supernet"][name]
+            active = torch.zeros_like(algorithm.bank.data, dtype=torch.bool)
+            for block in algorithm.bank.active(path):
+                active[block.start : block.end] = True
+            momentum = algorithm.optimizer.momentum_buffer
+            assert torch.equal(momentum[~active], old[~active])
+            assert not torch.equal(momentum[active], old[active])
+    assert moved > 0
+
+
+@pytest.fixture(scope="module")
+def whole(config: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, list[str]]:
+    """Final state and path log of a training without interruption."""
+    log: list[str] = []
+    with opened(config, tmp_path_factory.mktemp("whole") / "run") as context:
+        algorithm = build(context)
+        assert len(list(moves(context, algorithm, log))) == MOVES
+        return plain(algorithm.state_dict()), log
+
+
+# Six steps make an epoch: move 6 is the last before the first update, move 7 is that update.
+@pytest.mark.parametrize("k", [0, 1, 5, 6, 7, 8, 13, 14, 20, 21, 26, MOVES - 1, MOVES])
+def test_going_on_from_any_move(config: Path, here: Path, whole: tuple[Any, list[str]], k: int) -> None:
+    log: list[str] = []
+    with opened(config) as context:
+        algorithm = build(context)
+        progress = moves(context, algorithm, log)
+        for _ in range(k):
+            next(progress)
+        store = CheckpointStore(here / "checkpoints")
+        store.save(algorithm.step, algorithm.state_dict())
+        loaded = store.load_latest()
+        assert loaded is not None
+        other = build(context)
+        other.load_state_dict(loaded[1])
+        assert plain(other.state_dict()) == plain(algorithm.state_dict())
+        rest = list(moves(context, other, log))
+    assert len(rest) == MOVES - k
+    assert log == whole[1]
+    assert plain(other.state_dict()) == whole[0]
+
+
+def test_the_stage_is_the_algorithm(finished: Path, whole: tuple[Any, list[str]]) -> None:
+    assert (finished / "paths.txt").read_text().split() == whole[1]
+    state = plain(newest(finished, "train"))
+    del state["window"]
+    assert state == whole[0]
+
+
+def test_no_warm_up(config: Path, here: Path) -> None:
+    figures = train(RUN, asked(config, train__warmup_epochs=0, train__update_every_epochs=2), QUIET)
+    assert figures["updates"] == 2
+    steps = [row["step"] for row in rows(RUN / "metrics.jsonl") if row["kind"] == "update"]
+    assert steps == [2 * STEPS_PER_EPOCH, 4 * STEPS_PER_EPOCH]
+
+
+def test_uniform_sampling_trains_no_filter(config: Path, here: Path) -> None:
+    figures = train(RUN, asked(config, train__sampler="uniform"), QUIET)
+    assert (figures["updates"], figures["steps"], figures["removed_operations"]) == (0, STEPS, 0)
+    assert not (RUN / "filter").exists()
+    assert search(RUN, GO_ON, QUIET)["evaluations"] == CONFIG["search"]["evaluations"]
+
+
+@pytest.mark.parametrize("stop_after", [4, 7, 12, 21])
+def test_ctrl_c_loses_nothing(
+    config: Path, here: Path, finished: Path, monkeypatch: pytest.MonkeyPatch, stop_after: int
+) -> None:
+    """A signal ends the stage at a step boundary with a checkpoint there."""
+
+    class Interrupt:
+        requested = False
+
+        def __enter__(self) -> Interrupt:
+            return self
+
+        def __exit__(self, *_: object) -> None:
+            return None
+
+    original = Algorithm1.train_step
+
+    def step(self: Algorithm1, images: torch.Tensor, labels: torch.Tensor) -> Any:
+        result = original(self, images, labels)
+        Interrupt.requested = self.step == stop_after
+        return result
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train_module, "Interrupt", Interrupt)
+        patch.setattr(Algorithm1, "train_step", step)
+        with pytest.raises(KeyboardInterrupt):
+            train(RUN, asked(config), QUIET)
+    # Where an update is due it is done first.
+    assert newest(RUN, "train")["step"] == stop_after
+    for stage in (train, search, retrain):
+        stage(RUN, asked(config), QUIET)
+    first, second = outcome(RUN), outcome(finished)
+    left = [name for name in differences(first, second) if not name.startswith("export/")]
+    assert left == ["metrics", "result.json"]
+    assert [row for row in second["metrics"] if row["stage"] != "evaluate"] == first["metrics"]

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from greedynas_fast import presets, spaces
+from greedynas_fast import spaces
 from greedynas_fast.commands import Command
 from greedynas_fast.commands.printing import table
 
@@ -88,7 +87,7 @@ def _show_spaces(result: Any) -> str:
 
 def _cost(arguments: Namespace) -> dict[str, Any]:
     space = spaces.get(arguments.space, **_sizes(arguments))
-    path = space.parse(path_text(" ".join(arguments.path)))
+    path = space.parse(spaces.path_text(" ".join(arguments.path))[0])
     cost = space.cost(path)
     return {
         "path": space.format(path, "names"),
@@ -106,19 +105,6 @@ def _show_cost(result: dict[str, Any]) -> str:
         f"{result['path']}\nparameters {result['params']:,}\nMACs       {result['macs']:,} "
         f"({result['resolution']} pixels, {result['num_classes']} classes)"
     )
-
-
-def path_text(text: str) -> str:
-    """The path that the user means: the text itself, the content of `@file`, or a published network's path.
-
-    Raises:
-        InputError: the file cannot be read.
-    """
-    if text.startswith("@"):
-        return presets.read_text(Path(text[1:]), "path file").strip()
-    if text.lower() in map(str.lower, spaces.published_names()):
-        return spaces.published(text).path_text
-    return text
 
 
 def _sizes(arguments: Namespace) -> dict[str, Any]:

@@ -38,9 +38,10 @@ class DataBundle:
         validation: held out of the training images, class by class; for decisions.
         test: the set's own test part, for final figures only; None if the set has none.
         full_train: `train` and `validation` together, for the final training of a chosen network.
-        scoring: the fixed part of `validation` on which paths are scored.
         num_classes: the number of classes.
         class_names: their names, in the order of the labels.
+        mean: of each channel (values in 0..1), which batches have taken out.
+        std: standard deviation of each channel, by which batches are divided.
         notices: sentences to show to the user, e.g. about skipped files; grows while images are read.
     """
 
@@ -48,9 +49,10 @@ class DataBundle:
     validation: Split
     test: Split | None
     full_train: Split
-    scoring: Split
     num_classes: int
     class_names: tuple[str, ...]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
     notices: list[str]
 
 
@@ -64,11 +66,13 @@ class _Shape:
 
 @dataclass(frozen=True)
 class _Parts:
-    """What a format reader gives: all training images, the test part, class names, notices."""
+    """What a format reader gives: all training images, the test part, class names, normalisation, notices."""
 
     train: Split
     test: Split | None
     class_names: tuple[str, ...]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
     notices: list[str]
 
 
@@ -113,7 +117,7 @@ def _open_sample(config: DataConfig, shape: _Shape) -> _Parts:
         mean, std = _grey_statistics(arrays.train_images)
     train = _memory_split(arrays.train_images, arrays.train_labels.astype(np.int64), shape, mean, std)
     test = _memory_split(arrays.test_images, arrays.test_labels.astype(np.int64), shape, mean, std)
-    return _Parts(train, test, sample.CLASS_NAMES, [])
+    return _Parts(train, test, sample.CLASS_NAMES, *_each_channel(shape, mean, std), [])
 
 
 def _open_idx(root: Path, shape: _Shape) -> _Parts:
@@ -130,7 +134,8 @@ def _open_idx(root: Path, shape: _Shape) -> _Parts:
         if len(unknown):
             raise InputError(f"data folder {root}: the test label {unknown[0]} does not occur in the training part.")
         test = _memory_split(images, np.searchsorted(classes, raw_labels).astype(np.int64), shape, mean, std)
-    return _Parts(train, test, tuple(str(label) for label in classes), [])
+    names = tuple(str(label) for label in classes)
+    return _Parts(train, test, names, *_each_channel(shape, mean, std), [])
 
 
 def _open_folder(root: Path, config: DataConfig, shape: _Shape, seed: int) -> _Parts:
@@ -145,15 +150,16 @@ def _open_folder(root: Path, config: DataConfig, shape: _Shape, seed: int) -> _P
     if config.normalisation == "computed":
         form = _measured(everything, form, seed)
         everything = everything.with_format(form)
+    mean, std = tuple(form.mean.tolist()), tuple(form.std.tolist())
     if not divided:
         count = resolve_size("test_size", config.test_size, len(files))
         rest, held_out = divide(files.labels, count, numpy_generator(seed, Stream.TEST_PART))
-        return _Parts(everything.select(rest), everything.select(held_out), files.class_names, notices)
+        return _Parts(everything.select(rest), everything.select(held_out), files.class_names, mean, std, notices)
     test = None
     if has_val:
         test_files = _checked(folder.scan(root / "val", bad_files, files.class_names), config, bad_files)
         test = FolderSplit(test_files, np.arange(len(test_files)), form, bad_files)
-    return _Parts(everything, test, files.class_names, notices)
+    return _Parts(everything, test, files.class_names, mean, std, notices)
 
 
 def _checked(files: folder.ImageFiles, config: DataConfig, bad_files: BadFiles) -> folder.ImageFiles:
@@ -179,6 +185,11 @@ def _measured(everything: FolderSplit, form: FolderFormat, seed: int) -> FolderF
     mean, square = total / (len(some) * form.resolution**2)
     std = (square - mean.square()).clamp(min=1e-6).sqrt()
     return form._replace(mean=mean.float(), std=std.float())
+
+
+def _each_channel(shape: _Shape, mean: float, std: float) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Grey statistics for every channel of the batches."""
+    return (mean,) * shape.in_channels, (std,) * shape.in_channels
 
 
 def _memory_split(images: idx.Bytes, labels: Labels, shape: _Shape, mean: float, std: float) -> MemorySplit:
@@ -214,9 +225,10 @@ def _bundle(config: DataConfig, parts: _Parts, seed: int) -> DataBundle:
         validation=validation,
         test=None if parts.test is None else _limited(parts.test, config.test_limit, seed),
         full_train=train,
-        scoring=validation.subset(min(config.score_size, len(validation)), seed),
         num_classes=len(parts.class_names),
         class_names=parts.class_names,
+        mean=parts.mean,
+        std=parts.std,
         notices=parts.notices,
     )
 

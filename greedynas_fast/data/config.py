@@ -23,7 +23,6 @@ class DataConfig:
         validation_size: images held out of the training part, class by class; null takes a quarter, at most 50,000
             (Sec. 5.1). The real test part is never used for decisions.
         test_size: the test part of a folder that has neither train/ nor val/.
-        score_size: validation images on which paths are scored (1,000 in Sec. 5.1), or all if there are fewer.
         train_limit: use at most so many of the training images (validation included), class by class.
         test_limit: use at most so many of the test images, class by class.
         normalisation: `auto` takes fixed numbers (the sample's own; ImageNet's for folders), and computes them for idx
@@ -39,7 +38,6 @@ class DataConfig:
     format: Format = "auto"
     validation_size: int | float | None = None
     test_size: int | float = 0.2
-    score_size: int = 1000
     train_limit: int | None = None
     test_limit: int | None = None
     normalisation: Literal["auto", "computed"] = "auto"
@@ -57,7 +55,6 @@ class DataConfig:
             _check_size("validation_size", self.validation_size)
         _check_size("test_size", self.test_size)
         for name, low in (
-            ("score_size", 1),
             ("train_limit", 2),
             ("test_limit", 1),
             ("max_bad_files", 0),

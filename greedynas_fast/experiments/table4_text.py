@@ -21,12 +21,23 @@ def format_table(result: dict[str, Any]) -> str:
         f" ({_seconds(result['elapsed_s'])} with {result['workers']} worker{'s' * (result['workers'] != 1)})",
         "weak = positive; precision, recall and good-class numbers in %, mean +- standard deviation over seeds",
         "",
-        _line("loss", "data", "precision", "recall", "AUROC", "good prec.", "good recall", "unseen prec.", "CPU s"),
+        _line(
+            "loss",
+            "data",
+            "precision",
+            "recall",
+            "AUROC",
+            "good prec.",
+            "good recall",
+            "unseen prec.",
+            "steps",
+            "CPU s",
+        ),
     ]
     lines += [_row(row) for row in result["rows"]]
     base = result["baseline"]
     trivial = (f"{100 * base['precision']:.2f}", f"{100 * base['recall']:.2f}", f"{base['auroc']:.4f}")
-    lines += [_line("trivial", "", *trivial, "-", f"{100 * base['good_recall']:.2f}", "-", "-"), ""]
+    lines += [_line("trivial", "", *trivial, "-", f"{100 * base['good_recall']:.2f}", "-", "-", "-"), ""]
     lines.append(f"trivial: {base['name']}")
     paper = result["paper"]
     for name in ("PU", "PN"):
@@ -49,14 +60,15 @@ def _row(row: dict[str, Any]) -> str:
         _percent(row["good_precision"]),
         _percent(row["good_recall"]),
         _percent(row["unseen"]["precision"] if row["unseen"] else None),
+        str(row["steps"]),
         f"{row['cpu_s']['mean']:.0f}",
     )
 
 
 def _line(loss: str, data: str, *columns: str) -> str:
     """Columns of a fixed width."""
-    *wide, last = columns
-    return f"{loss:<7}{data:>6} " + "".join(f"{text:>15}" for text in wide) + f"{last:>7}"
+    *wide, steps, seconds = columns
+    return f"{loss:<7}{data:>6} " + "".join(f"{text:>14}" for text in wide) + f"{steps:>7}{seconds:>6}"
 
 
 def _percent(value: dict[str, float] | None) -> str:

@@ -22,7 +22,7 @@ class CollapseCheck:
     Attributes:
         collapsed: whether the filter must not reject.
         reason: a plain sentence; empty if not collapsed.
-        spread: standard deviation of log Phi over U.
+        spread: standard deviation of log Phi over U; 0 if some value is not finite.
         auroc: on held-out labels; None if a class had no held-out path.
         auroc_bound: what `auroc` had to exceed; None with it.
     """
@@ -56,16 +56,17 @@ def check_collapse(
         The verdict and its numbers.
     """
     unlabeled = np.asarray(log_weak_unlabeled, dtype=np.float64)
-    spread = float(unlabeled.std()) if np.isfinite(unlabeled).all() else float("nan")
+    finite = bool(np.isfinite(unlabeled).all())
+    spread = float(unlabeled.std()) if finite else 0.0
     num_weak = int(np.count_nonzero(held_out_weak))
     num_good = int(held_out_weak.size) - num_weak
     area: float | None = None
     bound: float | None = None
-    if num_weak and num_good and math.isfinite(spread):
+    if num_weak and num_good and finite:
         area = auroc(log_weak_held_out, held_out_weak)
         bound = 0.5 + max(auroc_margin, math.sqrt((num_weak + num_good + 1) / (12.0 * num_weak * num_good)))
     reason = ""
-    if not math.isfinite(spread):
+    if not finite:
         reason = "the filter's output is not finite"
     elif spread < min_spread:
         reason = f"log Phi hardly varies over the unlabeled paths (spread {spread:.3g}, at least {min_spread:.3g})"

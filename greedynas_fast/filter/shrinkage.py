@@ -38,18 +38,18 @@ def similarity_matrices(
         allowed: bool [L, N], operations that are still there.
 
     Returns:
-        float32 [L, N, N], symmetric; 0 where one of the two operations is not allowed or has no direction.
+        float32 [L, N, N], symmetric; 0 where one of the two operations is not allowed or has no direction (a zero
+        embedding, or one that is not finite because the training of the filter diverged).
 
     Raises:
-        InputError: if the shapes do not fit or an allowed embedding is not finite.
+        InputError: if the shapes do not fit.
     """
     values = torch.as_tensor(embedding).detach().cpu().numpy().astype(np.float64)
     mask = np.asarray(allowed, dtype=bool)
     if values.ndim != 3 or mask.shape != values.shape[:2]:
         raise InputError(f"embedding must be [L, N, H] and allowed [L, N], got {values.shape} and {mask.shape}")
-    if not np.isfinite(values[mask]).all():
-        raise InputError("embedding: an operation's embedding is not finite")
-    values = np.where(mask[:, :, None], values, 0.0)
+    usable = mask & np.isfinite(values).all(axis=2)
+    values = np.where(usable[:, :, None], values, 0.0)
     norms = np.linalg.norm(values, axis=2, keepdims=True)
     units = np.divide(values, norms, out=np.zeros_like(values), where=norms > 0)
     result: npt.NDArray[np.float32] = np.matmul(units, units.transpose(0, 2, 1)).astype(np.float32)

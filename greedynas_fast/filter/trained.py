@@ -28,8 +28,8 @@ class FilterReport:
         num_unlabeled: size of U.
         held_out_weak: held-out weak paths.
         held_out_good: held-out good paths.
-        first_loss: training loss of the first step.
-        final_loss: mean training loss of the last tenth of the steps.
+        first_loss: training loss of the first step; None if it is not finite.
+        final_loss: mean training loss of the last tenth of the steps; None if it is not finite.
         threshold: largest log Phi that is accepted.
         accepted_share: share of U with log Phi <= threshold.
         spread: standard deviation of log Phi over U.
@@ -48,8 +48,8 @@ class FilterReport:
     num_unlabeled: int
     held_out_weak: int
     held_out_good: int
-    first_loss: float
-    final_loss: float
+    first_loss: float | None
+    final_loss: float | None
     threshold: float
     accepted_share: float
     spread: float

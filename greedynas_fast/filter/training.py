@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal, TypeAlias, get_args
@@ -117,9 +118,14 @@ class _History:
 
     values: list[float] = field(default_factory=list)
 
-    def final(self) -> float:
-        """Mean of the last tenth."""
-        return float(np.mean(self.values[-max(1, len(self.values) // 10) :]))
+    def first(self) -> float | None:
+        """The first one, or None if it is not finite."""
+        return self.values[0] if math.isfinite(self.values[0]) else None
+
+    def final(self) -> float | None:
+        """Mean of the last tenth, or None if it is not finite."""
+        mean = float(np.mean(self.values[-max(1, len(self.values) // 10) :]))
+        return mean if math.isfinite(mean) else None
 
 
 def train_filter(
@@ -275,7 +281,8 @@ def _finish(net: PathFilter, data: _Data, q: float, config: FilterConfig, histor
         min_spread=config.min_spread,
         auroc_margin=config.auroc_margin,
     )
-    threshold = find_threshold(log_weak, q, config.threshold_rule)
+    # A diverged network has no quantile; 0 is the largest log Phi, so nothing would be rejected.
+    threshold = find_threshold(log_weak, q, config.threshold_rule) if np.isfinite(log_weak).all() else 0.0
     held_weak = int(data.held_out_weak.sum())
     report = FilterReport(
         loss=config.loss,
@@ -287,7 +294,7 @@ def _finish(net: PathFilter, data: _Data, q: float, config: FilterConfig, histor
         num_unlabeled=len(data.unlabeled),
         held_out_weak=held_weak,
         held_out_good=len(data.held_out) - held_weak,
-        first_loss=history.values[0],
+        first_loss=history.first(),
         final_loss=history.final(),
         threshold=threshold,
         accepted_share=float(np.mean(log_weak <= np.float32(threshold))),

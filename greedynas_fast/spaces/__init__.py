@@ -11,7 +11,7 @@ from __future__ import annotations
 from greedynas_fast.spaces.cost import Cost
 from greedynas_fast.spaces.lookup import get, names
 from greedynas_fast.spaces.operations import operation
-from greedynas_fast.spaces.published import Published, published, published_names
+from greedynas_fast.spaces.published import Published, path_text, published, published_names
 from greedynas_fast.spaces.space import SearchSpace
 
 __all__ = [
@@ -21,6 +21,7 @@ __all__ = [
     "get",
     "names",
     "operation",
+    "path_text",
     "published",
     "published_names",
 ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from greedynas_fast.errors import InputError
 from greedynas_fast.spaces.checks import suggestion
@@ -56,3 +57,27 @@ def published(name: str) -> Published:
         if known.lower() == name.lower():
             return Published(known, get("mb-se"), path_text)
     raise InputError(f"unknown published architecture {name!r}; {suggestion(name, _PATHS)}")
+
+
+def path_text(text: str) -> tuple[str, str]:
+    """The path that a user means, for `space.parse`, and where it comes from.
+
+    Args:
+        text: a path, `@file`, or the name of a published architecture in any case.
+
+    Returns:
+        The path's text, and `given` or the published name.
+
+    Raises:
+        InputError: the file cannot be read.
+    """
+    if text.startswith("@"):
+        file = Path(text[1:])
+        try:
+            return file.read_text(encoding="utf-8").strip(), "given"
+        except (OSError, UnicodeDecodeError) as error:
+            raise InputError(f"cannot read the path file {file}: {error}.") from None
+    if text.lower() in map(str.lower, _PATHS):
+        architecture = published(text)
+        return architecture.path_text, architecture.name
+    return text, "given"

@@ -120,7 +120,7 @@ class Algorithm1:
         loss = functional.cross_entropy(logits, labels, label_smoothing=self.config.train.label_smoothing)
         if not torch.isfinite(loss):
             raise InputError(
-                f"train: the loss is {float(loss)} at step {self.step + 1} (epoch {self.schedule.epoch(self.step)}, "
+                f"train: the loss is {loss.item()} at step {self.step + 1} (epoch {self.schedule.epoch(self.step)}, "
                 f"path {self.space.format(path, 'digits')}); a smaller train.lr or train.grad_clip may help."
             )
         self.bank.zero_grad(path)

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import numpy.typing as npt
 
 from greedynas_fast import spaces
 from greedynas_fast.errors import InputError
 from greedynas_fast.runtime import read_json
-from greedynas_fast.spaces import SearchSpace
 from greedynas_fast.stages.algorithm1 import Algorithm1
 from greedynas_fast.stages.context import StageContext
 from greedynas_fast.stages.train import STAGE, build, calibration
@@ -58,20 +55,8 @@ def chosen_path(context: StageContext, text: str | None) -> tuple[npt.NDArray[np
                 "or give a path."
             )
         return context.space.parse(str(read_json(context.run.best)["path"])), "search"
-    return parse_path(context.space, text)
-
-
-def parse_path(space: SearchSpace, text: str) -> tuple[npt.NDArray[np.uint8], str]:
-    """A path from text, `@file` or a published name; see `chosen_path`."""
-    if text.startswith("@"):
-        try:
-            text = Path(text[1:]).read_text(encoding="utf-8").strip()
-        except (OSError, UnicodeDecodeError) as error:
-            raise InputError(f"cannot read the path file {text[1:]}: {error}.") from None
-    if text.lower() in {name.lower() for name in spaces.published_names()}:
-        published = spaces.published(text)
-        return space.parse(published.path_text), published.name
-    return space.parse(text), "given"
+    words, origin = spaces.path_text(text)
+    return context.space.parse(words), origin
 
 
 def inherited(context: StageContext, path: npt.NDArray[np.uint8]) -> Network:

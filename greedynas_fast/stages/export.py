@@ -123,7 +123,11 @@ def _export_inherited(context: StageContext, text: str, target: Path) -> dict[st
     path, origin = chosen_path(context, text)
     folder = target / context.space.format(path, "digits")
     save_model(
-        inherited(context, path), folder, space=context.space, path=path, extra=context.model_facts(f"supernet, {origin}")
+        inherited(context, path),
+        folder,
+        space=context.space,
+        path=path,
+        extra=context.model_facts(f"supernet, {origin}"),
     )
     return export_model(folder, folder, context.config.export)
 

@@ -115,6 +115,8 @@ class _Retraining:
                 loss, correct = self._train_step(images, labels)
                 self.window.add(loss, correct, len(labels))
                 self._after_step(metrics, progress)
+            if interrupt.requested:
+                raise KeyboardInterrupt
 
     def finish(self, origin: str) -> dict[str, Any]:
         """Write the network to keep, with all that is needed to rebuild it."""
@@ -155,15 +157,20 @@ class _Retraining:
         logits = self.network(images)
         loss = functional.cross_entropy(logits, labels, label_smoothing=self.config.label_smoothing)
         if not torch.isfinite(loss):
-            steps = self.store.steps()
-            kept = f"The last good checkpoint is {self.store.path(steps[-1])}." if steps else "There is no checkpoint."
             raise InputError(
-                f"retrain: the loss is {float(loss)} at step {self.step + 1} "
-                f"(epoch {self.step // self.steps_per_epoch}); a smaller retrain.lr may help. {kept}"
+                f"retrain: the loss is {loss.item()} at step {self.step + 1} "
+                f"(epoch {self.step // self.steps_per_epoch}); a smaller retrain.lr may help. "
+                f"{self._last_checkpoint()}"
             )
         self.recipe.step(self.step, loss)
         self.step += 1
         return loss.detach(), (logits.detach().argmax(dim=1) == labels).sum()
+
+    def _last_checkpoint(self) -> str:
+        steps = self.store.steps()
+        if not steps:
+            return "There is no checkpoint yet."
+        return f"The last good checkpoint is {self.store.path(steps[-1])}."
 
     def _after_step(self, metrics: MetricsLog, progress: Progress) -> None:
         step, config = self.step, self.config
@@ -189,6 +196,11 @@ class _Retraining:
 
     def _save(self, metrics: MetricsLog) -> None:
         """A checkpoint, after all that it counts on is on the disk."""
+        if not all(bool(torch.isfinite(parameter).all()) for parameter in self.network.parameters()):
+            raise InputError(
+                f"retrain: weights are not finite after step {self.step}; a smaller retrain.lr may help. "
+                f"{self._last_checkpoint()}"
+            )
         metrics.sync()
         state = {
             "space": self.space.fingerprint(),

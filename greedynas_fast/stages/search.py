@@ -95,6 +95,8 @@ class _Search:
                         self.search.tell(path[None], scores.accuracy)
                         best = self.search.best()
                         progress.update(index + 1, generation=generation, best=best.accuracy, macs=best.macs)
+            if interrupt.requested:
+                raise KeyboardInterrupt
 
     def finish(self) -> dict[str, Any]:
         """Write `best.json` and the final row."""

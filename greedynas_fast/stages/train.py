@@ -155,6 +155,8 @@ class _Training:
                     self._save(metrics, path_log)
                     raise KeyboardInterrupt
             self._save(metrics, path_log)
+            if interrupt.requested:
+                raise KeyboardInterrupt
 
     def _train_to_next_update(
         self, metrics: MetricsLog, path_log: LineLog, progress: Progress, interrupt: Interrupt
@@ -228,6 +230,12 @@ class _Training:
 
     def _save(self, metrics: MetricsLog, path_log: LineLog) -> None:
         """A checkpoint, after all that it counts on is on the disk."""
+        # The loss tells only of the operations on the path: one that has overflowed may not be sampled for long.
+        if not torch.isfinite(self.algorithm.bank.data).all():
+            raise InputError(
+                f"train: weights are not finite after step {self.algorithm.step}; a smaller train.lr or "
+                f"train.grad_clip may help. {self._last_checkpoint()}"
+            )
         metrics.sync()
         path_log.sync()
         self.store.save(self.algorithm.step, {**self.algorithm.state_dict(), "window": self.window.state_dict()})

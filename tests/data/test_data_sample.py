@@ -55,17 +55,18 @@ def test_damaged_installation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
 @pytest.mark.parametrize(("in_channels", "resolution"), [(1, 28), (3, 28), (1, 20), (3, 32)])
 def test_open(in_channels: int, resolution: int) -> None:
-    config = DataConfig(train_limit=400, validation_size=100, test_limit=50, score_size=60)
+    config = DataConfig(train_limit=400, validation_size=100, test_limit=50)
     bundle = open_data(config, resolution=resolution, in_channels=in_channels, seed=1)
     assert bundle.test is not None
-    parts = (bundle.train, bundle.validation, bundle.test, bundle.full_train, bundle.scoring)
-    assert [len(part) for part in parts] == [300, 100, 50, 400, 60]
+    parts = (bundle.train, bundle.validation, bundle.test, bundle.full_train)
+    assert [len(part) for part in parts] == [300, 100, 50, 400]
     assert bundle.num_classes == 10
     assert bundle.class_names[:2] == ("T-shirt/top", "Trouser")
     assert bundle.notices == []
-    images, labels = bundle.scoring.tensors()
-    assert images.shape == (60, in_channels, resolution, resolution)
-    assert np.bincount(labels).tolist() == [6] * 10
+    images, labels = bundle.validation.tensors()
+    assert images.shape == (100, in_channels, resolution, resolution)
+    assert np.bincount(labels).tolist() == [10] * 10
+    assert len(bundle.mean) == len(bundle.std) == in_channels
     assert abs(images.mean()) < 0.15
     assert abs(images.std() - 1) < 0.15
 
@@ -91,7 +92,7 @@ def test_labels_belong_to_their_images() -> None:
 def test_import_is_light() -> None:
     code = (
         "import sys; from greedynas_fast.data import DataConfig, open_data\n"
-        "open_data(DataConfig(), resolution=28, in_channels=1, seed=0).scoring.tensors()\n"
+        "open_data(DataConfig(), resolution=28, in_channels=1, seed=0).validation.tensors()\n"
         "heavy = {'PIL', 'torchvision'} & set(sys.modules); assert not heavy, heavy"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)

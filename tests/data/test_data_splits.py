@@ -166,11 +166,9 @@ def test_parts_of_the_sample_are_disjoint() -> None:
     sets = [{image.numpy().tobytes() for image in part.tensors()[0]} for part in (bundle.train, bundle.validation)]
     full = {image.numpy().tobytes() for image in bundle.full_train.tensors()[0]}
     test = {image.numpy().tobytes() for image in bundle.test.tensors()[0]}
-    scoring = {image.numpy().tobytes() for image in bundle.scoring.tensors()[0]}
     assert not sets[0] & sets[1]
     assert sets[0] | sets[1] == full
     assert not full & test
-    assert scoring <= sets[1]
     assert np.bincount(bundle.validation.labels).tolist() == [50] * 10
     other = open_data(DataConfig(validation_size=500), resolution=28, in_channels=1, seed=1)
     again = open_data(DataConfig(validation_size=500), resolution=28, in_channels=1, seed=0)
@@ -195,7 +193,6 @@ def test_seed_streams_are_independent() -> None:
         ({"validation_size": 0}, "data.validation_size: expected at least 1"),
         ({"validation_size": 1.0}, "data.validation_size: expected a number of images or a fraction"),
         ({"test_size": -0.5}, "data.test_size"),
-        ({"score_size": 0}, "data.score_size: expected at least 1, got 0"),
         ({"train_limit": 1}, "data.train_limit: expected at least 2"),
         ({"workers": -1}, "data.workers: expected at least 0"),
         ({"max_bad_files": -1}, "data.max_bad_files"),
@@ -230,6 +227,6 @@ def test_bad_calls(options: dict[str, Any], arguments: dict[str, int], words: st
 
 def test_default_sizes() -> None:
     bundle = open_data(DataConfig(), resolution=28, in_channels=1, seed=0)
-    assert (len(bundle.train), len(bundle.validation), len(bundle.scoring)) == (3000, 1000, 1000)
-    bundle = open_data(DataConfig(validation_size=0.1, score_size=5000), resolution=28, in_channels=1, seed=0)
-    assert (len(bundle.train), len(bundle.validation), len(bundle.scoring)) == (3600, 400, 400)
+    assert (len(bundle.train), len(bundle.validation)) == (3000, 1000)
+    bundle = open_data(DataConfig(validation_size=0.1), resolution=28, in_channels=1, seed=0)
+    assert (len(bundle.train), len(bundle.validation)) == (3600, 400)

@@ -124,7 +124,7 @@ def test_results_do_not_depend_on_the_number_of_workers(bench: str) -> None:
 
 
 def test_the_document_and_its_text(bench: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(table4, "filter_config", lambda loss, budget: replace(TINY, loss=loss, steps=2))
+    monkeypatch.setattr(table4, "filter_config", lambda loss, budget, fraction: replace(TINY, loss=loss, steps=2))
     config = table4.Table4Config(bench, losses=("vpu", "rank"), fractions=(0.01, 1.0), seeds=2, workers=1)
     result = table4.run(config)
     assert json.loads(json.dumps(result)) == result
@@ -166,9 +166,13 @@ def test_bad_configuration(field: str, value: object) -> None:
         table4.Table4Config("bench.json", **{field: value})  # type: ignore[arg-type]
 
 
-def test_the_paper_budget_is_the_papers() -> None:
-    config = table4.filter_config("vpu", "paper")
-    assert (config.steps, config.batch_size, config.lr) == (3000, 1024, 1e-3)
+def test_budgets() -> None:
+    paper = table4.filter_config("vpu", "paper", 0.1)
+    assert (paper.steps, paper.batch_size, paper.lr) == (3000, 1024, 1e-3)
+    steps = [table4.filter_config("vpu", "trial", fraction).steps for fraction in (0.01, 0.1, 1.0)]
+    assert steps == sorted(steps)
+    assert steps[0] >= 100
+    assert table4.filter_config("upu", "quick", 1.0).steps < 100
 
 
 @pytest.mark.skipif(not REAL.exists(), reason="needs ../shared/nas_bench_macro")

@@ -87,6 +87,14 @@ def test_a_filter_that_cannot_learn_is_reported_and_rejects_nothing() -> None:
     assert noise.collapsed == (noise.report.auroc <= noise.report.auroc_bound)
 
 
+def test_a_diverged_filter_is_reported_with_plain_numbers() -> None:
+    trained = train(replace(QUICK, lr=1e30, steps=4))
+    assert trained.collapsed
+    assert trained.report.reason == "the filter's output is not finite"
+    assert (trained.threshold, trained.report.spread, trained.report.final_loss) == (0.0, 0.0, None)
+    assert not trained.is_weak(SPACE).any()
+
+
 def test_warm_start_goes_on_from_the_earlier_weights() -> None:
     first = train(SHORT)
     still = replace(QUICK, steps=1, lr=1e-12, warm_start=True)

@@ -56,8 +56,8 @@ CONFIG: dict[str, Any] = {
         "checkpoint_every_steps": 4,
         "log_every_steps": 3,
     },
-    "filter": {"loss": "rank", "holdout": 0.0, "steps": 30, "batch_size": 32, "hidden": 16},
-    "search": {"evaluations": EVALUATIONS, "population": 6},
+    "filter": {"loss": "rank", "holdout": 0.0, "steps": 12, "batch_size": 32, "hidden": 16},
+    "search": {"evaluations": EVALUATIONS, "population": 6, "max_rounds": 10},
     "search_stage": {"calibration_images": 60},
     "retrain": {"epochs": 2, "batch_size": 40, "warmup_epochs": 1, "checkpoint_every_steps": 4, "log_every_steps": 3},
 }
@@ -177,7 +177,6 @@ def failure(capsys: Any, *words: str | Path, code: int = 2) -> str:
     last = captured.err.splitlines()[-1]
     assert last.startswith("error: ")
     assert captured.err.count("error: ") == 1
-    assert last.endswith((".", "?"))
     assert len(last) < 500
     return last.removeprefix("error: ")
 

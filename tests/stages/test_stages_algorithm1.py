@@ -20,11 +20,9 @@ from stages_runs import (
     STEPS_PER_EPOCH,
     UPDATES,
     asked,
-    differences,
     moves,
     newest,
     opened,
-    outcome,
     plain,
     rows,
 )
@@ -303,26 +301,48 @@ def whole(config: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, 
         return plain(algorithm.state_dict()), log
 
 
-# Six steps make an epoch: move 6 is the last before the first update, move 7 is that update.
-@pytest.mark.parametrize("k", [0, 1, 5, 6, 7, 8, 13, 14, 20, 21, 26, MOVES - 1, MOVES])
-def test_going_on_from_any_move(config: Path, here: Path, whole: tuple[Any, list[str]], k: int) -> None:
+def go_on_from(config: Path, folder: Path, k: int, **overrides: object) -> tuple[Any, list[str]]:
+    """Final state and path log of a training that is saved after `k` moves and gone on with by a new one."""
     log: list[str] = []
-    with opened(config) as context:
+    with opened(config, folder / "run", **overrides) as context:
         algorithm = build(context)
         progress = moves(context, algorithm, log)
         for _ in range(k):
             next(progress)
-        store = CheckpointStore(here / "checkpoints")
+        store = CheckpointStore(folder / "checkpoints")
         store.save(algorithm.step, algorithm.state_dict())
         loaded = store.load_latest()
         assert loaded is not None
         other = build(context)
         other.load_state_dict(loaded[1])
         assert plain(other.state_dict()) == plain(algorithm.state_dict())
-        rest = list(moves(context, other, log))
-    assert len(rest) == MOVES - k
+        assert len(list(moves(context, other, log))) == MOVES - k
+        return plain(other.state_dict()), log
+
+
+# Six steps make an epoch: move 6 is the last before the first update, move 7 is that update.
+@pytest.mark.parametrize("k", [0, 1, 5, 6, 7, 8, 14, 20, MOVES - 1, MOVES])
+def test_going_on_from_any_move(config: Path, tmp_path: Path, whole: tuple[Any, list[str]], k: int) -> None:
+    state, log = go_on_from(config, tmp_path, k)
     assert log == whole[1]
-    assert plain(other.state_dict()) == whole[0]
+    assert state == whole[0]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"filter__warm_start": True, "filter__loss": "vpu", "train__grad_clip": 0.1},
+        {"train__score_bn": "recalibrate", "filter__min_spread": 1e9},
+        {"train__max_proposals": 1, "filter__average": 0.9},
+    ],
+    ids=["warm start", "recalibrate", "fallbacks"],
+)
+def test_going_on_with_other_options(config: Path, tmp_path: Path, options: dict[str, object]) -> None:
+    ends = []
+    for k in (0, 10, 14):
+        (tmp_path / str(k)).mkdir()
+        ends.append(go_on_from(config, tmp_path / str(k), k, **options))
+    assert ends[0] == ends[1] == ends[2]
 
 
 def test_the_stage_is_the_algorithm(finished: Path, whole: tuple[Any, list[str]]) -> None:
@@ -344,40 +364,3 @@ def test_uniform_sampling_trains_no_filter(config: Path, here: Path) -> None:
     assert (figures["updates"], figures["steps"], figures["removed_operations"]) == (0, STEPS, 0)
     assert not (RUN / "filter").exists()
     assert search(RUN, GO_ON, QUIET)["evaluations"] == CONFIG["search"]["evaluations"]
-
-
-@pytest.mark.parametrize("stop_after", [4, 7, 12, 21])
-def test_ctrl_c_loses_nothing(
-    config: Path, here: Path, finished: Path, monkeypatch: pytest.MonkeyPatch, stop_after: int
-) -> None:
-    """A signal ends the stage at a step boundary with a checkpoint there."""
-
-    class Interrupt:
-        requested = False
-
-        def __enter__(self) -> Interrupt:
-            return self
-
-        def __exit__(self, *_: object) -> None:
-            return None
-
-    original = Algorithm1.train_step
-
-    def step(self: Algorithm1, images: torch.Tensor, labels: torch.Tensor) -> Any:
-        result = original(self, images, labels)
-        Interrupt.requested = self.step == stop_after
-        return result
-
-    with monkeypatch.context() as patch:
-        patch.setattr(train_module, "Interrupt", Interrupt)
-        patch.setattr(Algorithm1, "train_step", step)
-        with pytest.raises(KeyboardInterrupt):
-            train(RUN, asked(config), QUIET)
-    # Where an update is due it is done first.
-    assert newest(RUN, "train")["step"] == stop_after
-    for stage in (train, search, retrain):
-        stage(RUN, asked(config), QUIET)
-    first, second = outcome(RUN), outcome(finished)
-    left = [name for name in differences(first, second) if not name.startswith("export/")]
-    assert left == ["metrics", "result.json"]
-    assert [row for row in second["metrics"] if row["stage"] != "evaluate"] == first["metrics"]

@@ -14,7 +14,6 @@ import yaml
 from stages_runs import (
     CONFIG,
     EVALUATIONS,
-    GO_ON,
     QUIET,
     RETRAIN_STEPS,
     RUN,
@@ -35,7 +34,7 @@ from stages_runs import (
 
 from greedynas_fast import spaces
 from greedynas_fast.cli import main
-from greedynas_fast.config import RunConfig
+from greedynas_fast.config import ConfigSource, RunConfig
 from greedynas_fast.data import DataConfig, open_data
 from greedynas_fast.stages.export import load_model
 from greedynas_fast.stages.run import run
@@ -117,32 +116,29 @@ def test_the_search(finished: Path, space: spaces.SearchSpace) -> None:
 
 
 def test_the_search_asks_the_filter_first(finished: Path, space: spaces.SearchSpace) -> None:
-    """Weak paths come only after every path that is not weak: the search relaxes only when it finds no more."""
+    """A weak path is evaluated only when no other network is left."""
     trained, allowed = final_filter(finished), newest(finished, "train")["allowed"].numpy()
     everything = np.array([path for path in np.ndindex(4, 4, 4) if all(allowed[range(3), path])], dtype=np.uint8)
-    strong = {space.format(path, "digits") for path in everything[~trained.is_weak(everything)]}
-    found = [row["path"] for row in rows(finished / "search.jsonl")]
-    assert 0 < len(strong) < len(everything)
-    first_weak = next((i for i, path in enumerate(found) if path not in strong), len(found))
-    assert first_weak > 0
-    assert strong <= set(found) or not set(found) - strong
+    is_weak = trained.is_weak(everything)
+    strong = {path.tobytes() for path in space.canonical(everything[~is_weak])}
+    weak = {path.tobytes() for path in space.canonical(everything[is_weak])} - strong
+    found = {space.canonical(space.parse(row["path"])[None]).tobytes() for row in rows(finished / "search.jsonl")}
+    assert strong
+    assert weak
+    assert found & strong
+    assert strong <= found or not found & weak
 
 
 @pytest.mark.parametrize("share", [0.3, 0.6])
 def test_the_mac_limit(trained: Path, space: spaces.SearchSpace, share: float) -> None:
     costs = sorted(space.cost(path).macs for path in np.array(list(np.ndindex(4, 4, 4)), dtype=np.uint8))
     limit = costs[int(share * len(costs))]
-    found = search(trained, asked_for(search__max_macs=limit), QUIET)
+    found = search(trained, ConfigSource(overrides={"search.max_macs": limit}), QUIET)
     macs = [row["macs"] for row in rows(trained / "search.jsonl")]
     assert macs
     assert max(macs) <= limit
     assert found["macs"] <= limit
     assert len({row["path"] for row in rows(trained / "search.jsonl")}) == len(macs) == found["evaluations"]
-
-
-def asked_for(**overrides: object) -> Any:
-    """Overrides without a configuration file, for a run that has one."""
-    return type(GO_ON)(overrides={key.replace("__", "."): value for key, value in overrides.items()})
 
 
 def test_the_retrained_network(finished: Path, space: spaces.SearchSpace) -> None:
@@ -178,15 +174,14 @@ def test_the_commands_one_by_one_are_the_run(config: Path, here: Path, finished:
     """Each through the command line, with one JSON document on standard output and the next command in it."""
     document = succeed(capsys, "train", "--run", RUN, "--config", config)
     assert (document["steps"], document["updates"], document["run"]) == (STEPS, UPDATES, "run")
-    order = ["train", *CONTINUING]
     for following in CONTINUING:
         assert document["next"].split()[1] == following
         words = document["next"].split()[1:]
         document = succeed(capsys, *words)
     assert differences(outcome(RUN), outcome(finished)) == []
-    # Each command that came out as the next one is in the log of commands.
+    # `report` reads only, and leaves no trace.
     commands = (RUN / "commands.txt").read_text().splitlines()
-    assert [line.split()[1] for line in commands] == order
+    assert [line.split()[1] for line in commands] == ["train", *CONTINUING[:-1]]
     assert commands[0] == f"greedynas-fast train --run run --config {config} --json"
 
 
@@ -210,7 +205,9 @@ def test_results_for_people(copy: Path, capsys: Capture) -> None:
 @pytest.mark.parametrize("command", ["train", "run", *CONTINUING])
 def test_a_second_time_changes_nothing(copy: Path, capsys: Capture, command: str) -> None:
     words = [command, "--run", RUN] if command in ("train", "run") else [command, RUN]
-    first = succeed(capsys, *words)  # also writes the report anew, which lists this command
+    (copy / "commands.txt").touch()
+    first = succeed(capsys, *words)
+    # The report lists the commands, so it may only now be compared.
     before, commands = files(copy), (copy / "commands.txt").read_text()
     assert succeed(capsys, *words) == first
     assert files(copy) == before
@@ -283,6 +280,26 @@ def test_inherited_weights_are_a_question_of_the_moment(copy: Path, space: space
         assert (measured["weights"], measured["path"], measured["images"]) == ("inherited", best, 60)
     assert succeed(capsys, "evaluate", copy)["weights"] == "retrained"
     assert files(copy) == before
+
+
+def test_export_of_inherited_weights(trained: Path, capsys: Capture) -> None:
+    allowed = newest(trained, "train")["allowed"].numpy()
+    digits = "".join(str(np.flatnonzero(row)[-1]) for row in allowed)
+    document = succeed(capsys, "export", trained, "--export.path", digits)
+    folder = trained / "export" / digits
+    assert {Path(file) for file in document["files"]} == {folder / "model.safetensors", folder / "config.json"}
+    network, description = load_model(folder)
+    assert description["path"] == digits
+    data = open_data(DataConfig(train_limit=240, test_limit=60), resolution=14, in_channels=1, seed=0)
+    assert data.test is not None
+    images, labels = data.test.tensors()
+    with torch.no_grad():
+        top1 = float((network(images).argmax(1) == labels).double().mean())
+    assert succeed(capsys, "evaluate", trained, "--evaluate.path", digits)["top1"] == pytest.approx(top1)
+    # The names of the tensors are the supernet's own, so the weights can be held against it.
+    supernet = newest(trained, "train")["supernet"]
+    weights = dict(network.named_parameters())
+    assert all(torch.equal(weights[name], supernet[name]) for name in weights if name.startswith(("stem.", "head.")))
 
 
 def test_another_seed_is_another_run(config: Path, here: Path, finished: Path) -> None:

@@ -208,7 +208,9 @@ def _differences(config: Table4Config) -> list[str]:
     if config.budget != "paper":
         lines.append(f"batch {_BATCH[config.budget]} and the steps listed, instead of 3000 steps of 1024")
     if {"nnpu", "upu"} & set(config.losses):
-        lines.append('uPU and nnPU take prior 0.5: with the true 0.9 they end at "everything is weak"')
+        lines.append(
+            'uPU and nnPU take prior 0.5: with the true 0.9 they end at "everything is weak"; nnPU then clips nothing'
+        )
     if "rank" in config.losses:
         lines.append("the loss `rank` is not in the paper; it uses the order of the training set; learning rate 2e-3")
     if config.canonical:

@@ -68,7 +68,7 @@ def _row(row: dict[str, Any]) -> str:
 def _line(loss: str, data: str, *columns: str) -> str:
     """Columns of a fixed width."""
     *wide, steps, seconds = columns
-    return f"{loss:<7}{data:>6} " + "".join(f"{text:>14}" for text in wide) + f"{steps:>7}{seconds:>6}"
+    return f"{loss:<7}{data:>6} " + "".join(f"{text:>15}" for text in wide) + f"{steps:>7}{seconds:>6}"
 
 
 def _percent(value: dict[str, float] | None) -> str:

@@ -69,17 +69,22 @@ def _starting(stage: str) -> Command:
 
 
 def _continuing(stage: str) -> Command:
-    """A command that works on an existing run folder."""
-    fields = STAGE_SECTIONS.get(stage, ())
+    """A command that works on an existing run folder; `retrain` of a given path may also begin one."""
+    begins = stage == "retrain"
+    fields = ALL_FIELDS if begins else STAGE_SECTIONS.get(stage, ())
 
     def arguments(options: Options) -> None:
         options.parser.add_argument("run", type=str, help="run folder, as made by `greedynas-fast train`")
+        if begins:
+            options.parser.add_argument("--preset", type=str, help="for a new run that retrains a given path")
         if fields:
             options.parser.add_argument("--config", type=str, help="YAML file with a part of the configuration")
             options.add_fields(RunConfig, fields)
+        if begins:
+            options.add_shorthand("--data", "--data.root", "DIR")
 
     def execute(namespace: Namespace) -> Any:
-        run = RunFolder.open(namespace["run"]).path
+        run = Path(namespace["run"]) if begins else RunFolder.open(namespace["run"]).path
         return _call(stage, run, _source(namespace, fields), namespace)
 
     def resume(namespace: Namespace) -> str:

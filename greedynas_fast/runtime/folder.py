@@ -124,6 +124,11 @@ class RunFolder:
         return self.path / "config.yaml"
 
     @property
+    def space(self) -> Path:
+        """`space.json`, the resolved search space."""
+        return self.path / "space.json"
+
+    @property
     def metrics(self) -> Path:
         """`metrics.jsonl`."""
         return self.path / "metrics.jsonl"

@@ -54,6 +54,7 @@ class StageContext:
 
     def __init__(self, run: RunFolder, config: RunConfig, reporter: Reporter) -> None:
         self.run, self.config, self.reporter = run, config, reporter
+        self._said: set[str] = set()
         self.device = resolve_device(config.device)
         set_threads(config.threads)
         make_deterministic()
@@ -61,24 +62,24 @@ class StageContext:
     @cached_property
     def space(self) -> SearchSpace:
         """The search space: `space.json` of the run, written the first time from configuration and data."""
-        file = self.run.path / "space.json"
-        if file.is_file():
-            return SearchSpace.from_dict(read_json(file))
+        stored = self._stored_space()
+        if stored is not None:
+            return stored
         space = _space_for(self.config, self.data)
-        write_json(file, space.to_dict())
+        write_json(self.run.space, space.to_dict())
         return space
 
     @cached_property
     def data(self) -> DataBundle:
         """The images, at the resolution and with the channels of the space."""
-        wanted = self.config.space
-        base = _named_space(self.config)
+        # The stored space first: a YAML file that defined it may have changed or gone since.
+        space = self._stored_space() or _named_space(self.config)
         return open_data(
-            self.config.data,
-            resolution=wanted.resolution or base.resolution,
-            in_channels=wanted.in_channels or base.in_channels,
-            seed=self.config.seed,
+            self.config.data, resolution=space.resolution, in_channels=space.in_channels, seed=self.config.seed
         )
+
+    def _stored_space(self) -> SearchSpace | None:
+        return SearchSpace.from_dict(read_json(self.run.space)) if self.run.space.is_file() else None
 
     def progress(self, description: str, total: int, *, start: int = 0, unit_size: int | None = None) -> Progress:
         """A display of how far a stage is."""
@@ -86,7 +87,7 @@ class StageContext:
 
     def metrics(self) -> MetricsLog:
         """The run's metrics, also for tensorboard."""
-        return MetricsLog(self.run.metrics, self.run.events)
+        return MetricsLog(self.run.metrics, self.run.events, notify=self._say_once)
 
     def command(self, stage: str, options: str = "") -> str:
         """The command line that works on this run folder; `train` and `run` take it as an option."""
@@ -129,6 +130,11 @@ class StageContext:
         with self.metrics() as metrics:
             if not any(row["stage"] == stage and row["kind"] == "final" for row in metrics.read()):
                 metrics.append({"stage": stage, "kind": "final", "step": step, **summary})
+
+    def _say_once(self, text: str) -> None:
+        if text not in self._said:
+            self._said.add(text)
+            self.say(text)
 
     def say(self, text: str, progress: Progress | None = None) -> None:
         """Show one sentence."""
@@ -177,7 +183,7 @@ def open_run(
 def _started(run: RunFolder) -> list[str]:
     """Stages whose results already depend on their part of the configuration."""
     marks = {
-        "train": (run.checkpoints("train"), run.path / "space.json"),
+        "train": (run.checkpoints("train"), run.space),
         "search": (run.search,),
         "retrain": (run.checkpoints("retrain"),),
     }

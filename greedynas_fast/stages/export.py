@@ -103,7 +103,8 @@ def export_run(path: Path, source: ConfigSource, reporter: Reporter) -> dict[str
     # The configuration holds an ExportConfig, so this file may not import it at its top.
     from greedynas_fast.stages.context import open_run
 
-    with open_run(path, source, reporter) as context:
+    # A question of the moment: its options must not change what `run` exports in the end.
+    with open_run(path, source, reporter, keep=False) as context:
         target = context.run.path / "export"
         config = context.config.export
         if config.path is not None:

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from greedynas_fast.config import ConfigSource
+from greedynas_fast.config import ConfigSource, resolve
 from greedynas_fast.errors import InputError
-from greedynas_fast.runtime import CheckpointStore, Interrupt, MetricsLog, Progress, seed_for
+from greedynas_fast.runtime import CheckpointStore, Interrupt, MetricsLog, Progress, RunFolder, seed_for
 from greedynas_fast.stages.choice import chosen_path
 from greedynas_fast.stages.context import Reporter, StageContext, open_run
 from greedynas_fast.stages.model_files import save_model
@@ -30,7 +30,7 @@ def retrain(run: Path, source: ConfigSource, reporter: Reporter) -> dict[str, An
     """Retrain the best path of a run, a path given by hand or a published one; or go on where that was stopped.
 
     Args:
-        run: the run folder.
+        run: the run folder; made if there is none and the path is given by hand.
         source: what the command line asked for.
         reporter: how to talk to people.
 
@@ -41,7 +41,9 @@ def retrain(run: Path, source: ConfigSource, reporter: Reporter) -> dict[str, An
         InputError: no path, bad input, a loss that is not finite.
         KeyboardInterrupt: stopped by a signal, after a checkpoint.
     """
-    with open_run(run, source, reporter) as context:
+    # A path given by hand needs no search, so retraining it may begin a run of its own.
+    create = not RunFolder(run).has_config and resolve(source).retrain.path is not None
+    with open_run(run, source, reporter, create=create) as context:
         return retrain_stage(context)
 
 

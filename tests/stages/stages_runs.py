@@ -36,6 +36,7 @@ SPACE = {
 }
 EPOCHS, STEPS_PER_EPOCH, STEPS, UPDATES, EVALUATIONS, RETRAIN_STEPS = 4, 6, 24, 4, 12, 12
 # The rank loss without held-out paths: with 24 scored paths no AUROC could tell a good filter from a collapsed one.
+# Large initial embeddings, so that few operations merge and the filter has something left to reject.
 CONFIG: dict[str, Any] = {
     "threads": 1,
     "device": "cpu",
@@ -56,7 +57,7 @@ CONFIG: dict[str, Any] = {
         "checkpoint_every_steps": 4,
         "log_every_steps": 3,
     },
-    "filter": {"loss": "rank", "holdout": 0.0, "steps": 12, "batch_size": 32, "hidden": 16},
+    "filter": {"loss": "rank", "holdout": 0.0, "steps": 12, "batch_size": 32, "hidden": 16, "embedding_std": 1.0},
     "search": {"evaluations": EVALUATIONS, "population": 6, "max_rounds": 10},
     "search_stage": {"calibration_images": 60},
     "retrain": {"epochs": 2, "batch_size": 40, "warmup_epochs": 1, "checkpoint_every_steps": 4, "log_every_steps": 3},

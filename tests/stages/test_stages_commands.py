@@ -317,3 +317,12 @@ def test_a_longer_log_interval_changes_no_weight(config: Path, here: Path, finis
     first, second = newest(RUN, "train"), newest(finished, "train")
     assert all(torch.equal(first["supernet"][name], value) for name, value in second["supernet"].items())
     assert (RUN / "paths.txt").read_bytes() == (finished / "paths.txt").read_bytes()
+
+
+def test_a_given_path_can_be_retrained_in_a_run_of_its_own(config: Path, here: Path, capsys: Capture) -> None:
+    result = succeed(capsys, "retrain", "alone", "--config", config, "--retrain.path", "MB3_K3 ID MB6_K3")
+    assert result["text"] == "MB3_K3 | ID MB6_K3"
+    assert succeed(capsys, "evaluate", "alone")["weights"] == "retrained"
+    assert not (here / "alone" / "paths.txt").exists()
+    assert "no such folder" in failure(capsys, "retrain", "other", "--config", config)
+    assert not (here / "other").exists()

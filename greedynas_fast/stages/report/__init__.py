@@ -108,9 +108,9 @@ def report(path: Path, source: ConfigSource, reporter: Reporter) -> dict[str, An
     Raises:
         InputError: no such run, or one that no stage has started yet.
     """
-    from greedynas_fast.runtime import read_json
+    from greedynas_fast.runtime import RunFolder, read_json
 
-    file = Path(path) / "space.json"
+    file = RunFolder(path).space
     if not file.is_file():
         raise InputError(f"report: the run {path} has not started yet. Start it: greedynas-fast train --run {path}")
     return {"report": str(write_report(path, SearchSpace.from_dict(read_json(file)))), "next": None}

@@ -76,7 +76,8 @@ def path_text(text: str) -> tuple[str, str]:
         try:
             return file.read_text(encoding="utf-8").strip(), "given"
         except (OSError, UnicodeDecodeError) as error:
-            raise InputError(f"cannot read the path file {file}: {error}.") from None
+            reason = getattr(error, "strerror", None) or error
+            raise InputError(f"cannot read the path file {file}: {reason}.") from None
     if text.lower() in map(str.lower, _PATHS):
         architecture = published(text)
         return architecture.path_text, architecture.name

@@ -226,6 +226,7 @@ class _Training:
         row = {"stage": STAGE, "kind": "update", "step": algorithm.step, "epoch": epoch, **update.row}
         _write_update(self.context.run, update, row)
         metrics.append(row)
+        self.window.restart_clock()
         progress.message(_sentence(update, epoch))
 
     def _save(self, metrics: MetricsLog, path_log: LineLog) -> None:

@@ -15,6 +15,10 @@ class Window:
         self.images = 0
         self._loss: Tensor | float = 0.0
         self._correct: Tensor | float = 0.0
+        self.restart_clock()
+
+    def restart_clock(self) -> None:
+        """Begin to measure the speed anew, after something else than training took time."""
         self._timed_images, self._began_s = 0, time.monotonic()
 
     def add(self, loss: Tensor, correct: Tensor, images: int) -> None:

@@ -257,7 +257,7 @@ def test_frozen_values_may_be_repeated_but_not_changed() -> None:
         ({"train.epochs": 6}, "train.epochs is 5"),
         ({"seed": 3}, "seed is 0"),
         ({"space.name": "mb-se"}, "space.name is 'sample'"),
-        ({"filter.loss": "rank"}, "filter.loss is 'vpu'"),
+        ({"filter.loss": "pn"}, "filter.loss is 'rank'"),
         ({"data.root": "x"}, "data.root is None"),
         ({"train.augment.pad": 3}, "train.augment.pad is 2"),
     ):

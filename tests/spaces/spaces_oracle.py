@@ -118,7 +118,7 @@ def bottleneck(c: Counter, name: str, cin: int, cout: int, stride: int, reductio
 MOBILE = [(32, 2, 4), (40, 2, 4), (80, 2, 4), (96, 1, 4), (192, 2, 4), (320, 1, 1)]
 RES50 = [(256, 1, 3), (512, 2, 4), (1024, 2, 6), (2048, 2, 3)]
 MACRO = [(64, 2, 2), (128, 2, 3), (256, 2, 3)]
-SAMPLE = [(24, 1, 2), (40, 2, 2), (64, 1, 2)]
+SAMPLE = [(24, 1, 1), (24, 1, 2), (48, 2, 1), (48, 1, 2)]
 
 
 def shapes(cin: int, stages: list[tuple[int, int, int]]) -> Iterator[tuple[int, int, int]]:
@@ -143,7 +143,7 @@ def network(
     elif space == "sample":
         c.conv(1, 16, 3, 2)
         inverted_residual(c, "MB1_K3", 16, 16, 1)
-        layers, head, last = shapes(16, SAMPLE), 256, 64
+        layers, head, last = shapes(16, SAMPLE), 256, 48
     else:
         c.conv(3, 32, 3, 2)
         inverted_residual(c, "MB1_K3", 32, 16, 1)

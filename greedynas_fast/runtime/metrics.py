@@ -190,7 +190,8 @@ class _Events:
         try:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError:
-            notify("tensorboard is not installed, so events/ stays empty (remedy: pip install tensorboard).")
+            remedy = "pip install 'greedynas_fast[tensorboard]'"
+            notify(f"tensorboard is not installed, so events/ stays empty (remedy: {remedy}).")
         else:
             self._writer_class = SummaryWriter
 

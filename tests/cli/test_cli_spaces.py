@@ -123,9 +123,7 @@ def test_one_space(capsys: Capture) -> None:
 
 def _loaded_modules(code: str) -> set[str]:
     script = f"import sys\n{code}\nprint(*sorted(sys.modules), file=sys.stderr)"
-    done = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=Path(__file__).parents[2]
-    )
+    done = subprocess.run([sys.executable, "-P", "-c", script], capture_output=True, text=True, check=True)
     return {name.split(".")[0] for name in done.stderr.split()}
 
 

@@ -22,7 +22,6 @@ from greedynas_fast.errors import InputError
 from greedynas_fast.experiments import table4
 
 Capture = pytest.CaptureFixture[str]
-ROOT = Path(__file__).parents[2]
 
 
 def test_help_and_version(capsys: Capture) -> None:
@@ -60,15 +59,15 @@ def test_omp_threads_do_not_spin(monkeypatch: pytest.MonkeyPatch, capsys: Captur
 
 
 def test_as_a_module() -> None:
-    command = [sys.executable, "-m", "greedynas_fast", "spaces", "no-such-space", "--json"]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    command = [sys.executable, "-P", "-m", "greedynas_fast", "spaces", "no-such-space", "--json"]
+    done = subprocess.run(command, capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith("error: unknown space 'no-such-space'")
 
 
 def test_a_closed_pipe_is_no_error() -> None:
-    script = f"{sys.executable} -m greedynas_fast spaces mb-se --json | true; echo ${{PIPESTATUS[0]}}"
-    done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, cwd=ROOT)
+    script = f"{sys.executable} -P -m greedynas_fast spaces mb-se --json | true; echo ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", script], capture_output=True, text=True)
     assert done.stderr == ""
     assert done.stdout.strip() == "0"
 

@@ -95,4 +95,4 @@ def test_import_is_light() -> None:
         "open_data(DataConfig(), resolution=28, in_channels=1, seed=0).validation.tensors()\n"
         "heavy = {'PIL', 'torchvision'} & set(sys.modules); assert not heavy, heavy"
     )
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+    subprocess.run([sys.executable, "-P", "-c", code], check=True, timeout=60)

@@ -190,7 +190,7 @@ print(last)
 
 def test_killed_while_writing(tmp_path: Path) -> None:
     done = subprocess.run(
-        [sys.executable, "-c", KILLER, str(tmp_path)], capture_output=True, text=True, timeout=60, check=False
+        [sys.executable, "-P", "-c", KILLER, str(tmp_path)], capture_output=True, text=True, timeout=60, check=False
     )
     assert done.returncode == 0, done.stderr
     assert int(done.stdout) > 0

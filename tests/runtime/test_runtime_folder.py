@@ -168,7 +168,9 @@ with RunFolder.create(sys.argv[1]):
 
 
 def test_lock_of_a_killed_process_with_a_living_child(tmp_path: Path) -> None:
-    holder = subprocess.Popen([sys.executable, "-c", HOLDER, str(tmp_path / "a")], stdout=subprocess.PIPE, text=True)
+    holder = subprocess.Popen(
+        [sys.executable, "-P", "-c", HOLDER, str(tmp_path / "a")], stdout=subprocess.PIPE, text=True
+    )
     assert holder.stdout is not None
     child = int(holder.stdout.readline())
     try:

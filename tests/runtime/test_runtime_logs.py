@@ -252,7 +252,9 @@ def test_tensorboard_missing(
         for step in range(3):
             log.append(row(step, loss=1.0))
         log.truncate_after("train", 1)
-    assert said == ["tensorboard is not installed, so events/ stays empty (remedy: pip install tensorboard)."]
+    assert said == [
+        "tensorboard is not installed, so events/ stays empty (remedy: pip install 'greedynas_fast[tensorboard]')."
+    ]
     assert len(read_rows(tmp_path / "m.jsonl")) == 2
     with MetricsLog(tmp_path / "m.jsonl", tmp_path / "events"):
         pass

@@ -80,7 +80,7 @@ def test_rich_is_not_imported_elsewhere() -> None:
         "with Progress('a', 1) as p: p.update(1)\n"
         "heavy = {'rich', 'yaml', 'torchvision', 'tensorboard'} & set(sys.modules); assert not heavy, heavy"
     )
-    subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL, timeout=60)
+    subprocess.run([sys.executable, "-P", "-c", code], check=True, stdout=subprocess.DEVNULL, timeout=60)
 
 
 @pytest.mark.parametrize(

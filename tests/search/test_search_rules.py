@@ -205,5 +205,5 @@ def test_pymoo_is_imported_late_and_prints_nothing() -> None:
         "search = Search(space, SearchConfig(population=4)); search.tell(search.ask(), [1, 2, 3, 4]); search.ask()\n"
         "assert 'pymoo' in sys.modules"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    done = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == ""

@@ -336,10 +336,7 @@ def test_fingerprint_is_equal_in_another_process() -> None:
         "import sys; from greedynas_fast import spaces; "
         "print(spaces.get('sample').fingerprint(), 'torch' in sys.modules)"
     )
-    root = Path(__file__).resolve().parents[2]
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True, timeout=60
-    )
+    done = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True, check=True, timeout=60)
     assert done.stdout.split() == [spaces.get("sample").fingerprint(), "False"]
 
 

@@ -196,5 +196,5 @@ def start_run(config: Path, folder: Path) -> subprocess.Popen[bytes]:
     root = str(Path(greedynas_fast.__file__).parents[1])
     paths = [root, *filter(None, [os.environ.get("PYTHONPATH")])]
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"}
-    words = [sys.executable, "-m", "greedynas_fast", "run", "--run", str(RUN), "--config", str(config), "--json"]
+    words = [sys.executable, "-P", "-m", "greedynas_fast", "run", "--run", str(RUN), "--config", str(config), "--json"]
     return subprocess.Popen(words, cwd=folder, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE)

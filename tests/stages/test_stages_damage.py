@@ -83,7 +83,9 @@ def test_a_run_in_use(copy: Path, capsys: Capture) -> None:
         "sys.stdin.read()\n"
     )
     before = files(copy)
-    with subprocess.Popen([sys.executable, "-c", holder], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+    with subprocess.Popen(
+        [sys.executable, "-P", "-c", holder], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == b"locked\n"
         for words in (["run", "--run", "run"], ["search", "run"], ["retrain", "run"], ["evaluate", "run"]):

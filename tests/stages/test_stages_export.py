@@ -395,4 +395,4 @@ def test_command_works_on_a_run_folder(tmp_path: Path, space: SearchSpace, netwo
 def test_import_needs_no_optional_package() -> None:
     blocked = ["onnx", "onnxruntime", "onnxscript", "safetensors", "yaml", "torchvision", "timm"]
     code = f"import sys; sys.modules.update(dict.fromkeys({blocked})); import greedynas_fast.stages.export"
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+    subprocess.run([sys.executable, "-P", "-c", code], check=True, timeout=120)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import shlex
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,7 +16,7 @@ from greedynas_fast.commands.printing import lines
 from greedynas_fast.config import STAGE_SECTIONS, ConfigSource, RunConfig, resolve
 from greedynas_fast.dataclass_io import field_types
 from greedynas_fast.runtime import RunFolder
-from greedynas_fast.stages.context import Reporter
+from greedynas_fast.stages.context import Reporter, unfinished_run
 
 if TYPE_CHECKING:
     from jsonargparse import Namespace
@@ -34,6 +35,8 @@ FUNCTIONS = {
     "report": ("report", "report"),
     "run": ("run", "run"),
 }
+# The stage with which a command that makes a run ends.
+LAST_STAGE = {"train": "train", "run": "evaluate"}
 ALL_FIELDS = tuple(name for name in field_types(RunConfig) if name != "preset")
 
 
@@ -42,7 +45,11 @@ def _starting(stage: str) -> Command:
 
     def arguments(options: Options) -> None:
         add = options.parser.add_argument
-        add("--run", type=str, help="run folder, new or to go on with; none makes runs/<preset>-<number>")
+        add(
+            "--run",
+            type=str,
+            help="run folder, new or to go on with; none goes on with runs/<preset>-<number> or makes it",
+        )
         add("--preset", type=str, help=f"one of {', '.join(presets.names())}; its values replace the defaults below")
         add("--config", type=str, help="YAML file with a part of the configuration, laid over the preset")
         add("--print_config", action="store_true", help="print the configuration that would be used, and stop")
@@ -57,8 +64,12 @@ def _starting(stage: str) -> Command:
         if namespace.get("print_config"):
             return config
         if run is None:
-            # Only now, so that bad input leaves no empty folder behind.
-            run = RunFolder.next_free(RUNS, config.preset)
+            run = unfinished_run(RUNS, config, LAST_STAGE[stage])
+            if run is not None:
+                print(f"going on with {run}, which is not finished; --run DIR begins another", file=sys.stderr)
+            else:
+                # Only now, so that bad input leaves no empty folder behind.
+                run = RunFolder.next_free(RUNS, config.preset)
             namespace["run"] = str(run)
         return _call(stage, run, source, namespace)
 

@@ -77,12 +77,10 @@ class RunFolder:
             InputError: the folder cannot be made.
         """
         parent = Path(parent)
-        pattern = re.compile(re.escape(prefix) + r"-(\d+)")
         try:
             parent.mkdir(parents=True, exist_ok=True)
             while True:
-                matches = (pattern.fullmatch(entry.name) for entry in parent.iterdir())
-                number = max((int(match.group(1)) for match in matches if match), default=0) + 1
+                number = _highest_number(parent, prefix) + 1
                 path = parent / f"{prefix}-{number}"
                 try:
                     path.mkdir()
@@ -93,6 +91,13 @@ class RunFolder:
             raise InputError(f"folder of runs {parent}: expected a folder, found a file.") from error
         except OSError as error:
             raise explain_write_error(error, parent) from error
+
+    @classmethod
+    def newest(cls, parent: str | Path, prefix: str) -> Self | None:
+        """The folder `parent/prefix-N` with the highest number, or None if there is none."""
+        parent = Path(parent)
+        number = _highest_number(parent, prefix) if parent.is_dir() else 0
+        return cls(parent / f"{prefix}-{number}") if number else None
 
     def __enter__(self) -> Self:
         """Takes the exclusive lock and removes temporary files of a killed process.
@@ -218,6 +223,13 @@ class RunFolder:
         if not isinstance(config, dict):
             raise InputError(f"{self.config}: expected a mapping of settings, got {type(config).__name__}.")
         return config
+
+
+def _highest_number(parent: Path, prefix: str) -> int:
+    """The highest N of the entries `prefix-N`, 0 if there is none."""
+    pattern = re.compile(re.escape(prefix) + r"-(\d+)")
+    matches = (pattern.fullmatch(entry.name) for entry in parent.iterdir())
+    return max((int(match.group(1)) for match in matches if match), default=0)
 
 
 def write_json(path: str | Path, value: Mapping[str, Any]) -> None:

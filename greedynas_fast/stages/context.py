@@ -22,6 +22,7 @@ from greedynas_fast.runtime import (
     RunFolder,
     make_deterministic,
     read_json,
+    read_rows,
     resolve_device,
     set_threads,
     write_json,
@@ -178,6 +179,30 @@ def open_run(
                 begun = frozen_sections(_started(run))
                 run.write_config({**config.to_dict(), **{k: v for k, v in stored.items() if k not in begun}})
             raise
+
+
+def unfinished_run(parent: Path, config: RunConfig, last_stage: str) -> Path | None:
+    """The newest run of this preset if the same command began it and was stopped before its end.
+
+    Args:
+        parent: the folder of runs.
+        config: what the command asks for.
+        last_stage: the stage whose final row of metrics ends the command.
+
+    Returns:
+        The folder, or None if the newest run is finished, in use, or of another configuration.
+    """
+    newest = RunFolder.newest(parent, config.preset)
+    if newest is None or not newest.has_config:
+        return None
+    try:
+        with newest as run:
+            same = resolve(ConfigSource(), run.read_config()) == config
+            rows = read_rows(run.metrics)
+    except InputError:  # in use, or not readable: begin another one
+        return None
+    finished = any(row.get("stage") == last_stage and row.get("kind") == "final" for row in rows)
+    return newest.path if same and not finished else None
 
 
 def _started(run: RunFolder) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html.parser
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,7 @@ from greedynas_fast import spaces
 from greedynas_fast.cli import main
 from greedynas_fast.config import ConfigSource, RunConfig
 from greedynas_fast.data import DataConfig, open_data
+from greedynas_fast.stages.algorithm1 import Algorithm1
 from greedynas_fast.stages.export import load_model
 from greedynas_fast.stages.run import run
 from greedynas_fast.stages.search import search
@@ -326,3 +328,25 @@ def test_a_given_path_can_be_retrained_in_a_run_of_its_own(config: Path, here: P
     assert not (here / "alone" / "paths.txt").exists()
     assert "no such folder" in failure(capsys, "retrain", "other", "--config", config)
     assert not (here / "other").exists()
+
+
+def test_the_same_command_without_a_folder_goes_on(
+    config: Path, finished: Path, here: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command = ["train", "--config", str(config)]
+    with monkeypatch.context() as stopped:
+        stopped.setattr(Algorithm1, "update_filter", _stop)
+        assert main(command) == 130
+    assert "going on" not in capsys.readouterr().err
+    assert main([*command, "--seed", "1"]) == 0  # another configuration is another run
+    assert (here / "runs" / "sample-2").is_dir()
+    shutil.rmtree(here / "runs" / "sample-2")
+    assert main(command) == 0
+    assert "going on with runs/sample-1" in capsys.readouterr().err
+    assert (here / "runs" / "sample-1" / "paths.txt").read_bytes() == (finished / "paths.txt").read_bytes()
+    assert main(command) == 0  # a finished run is left alone
+    assert (here / "runs" / "sample-2" / "paths.txt").read_bytes() == (finished / "paths.txt").read_bytes()
+
+
+def _stop(_: Algorithm1) -> None:
+    raise KeyboardInterrupt

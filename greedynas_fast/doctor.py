@@ -36,7 +36,7 @@ OPTIONAL = {
     "onnx": ("export to ONNX", "pip install 'greedynas_fast[export]'"),
     "onnxscript": ("export to ONNX", "pip install 'greedynas_fast[export]'"),
     "onnxruntime": ("checking an exported ONNX file", "pip install 'greedynas_fast[export]'"),
-    "matplotlib": ("charts as image files", "pip install 'greedynas_fast[plot]'"),
+    "matplotlib": ("report --figures", "pip install 'greedynas_fast[plot]'"),
     "tensorboard": ("event files", "pip install 'greedynas_fast[tensorboard]'"),
 }
 DALI = ("nvidia-dali-cuda130", "nvidia-dali-cuda120")

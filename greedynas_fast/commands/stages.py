@@ -93,10 +93,14 @@ def _continuing(stage: str) -> Command:
             options.add_fields(RunConfig, fields)
         if begins:
             options.add_shorthand("--data", "--data.root", "DIR")
+        if stage == "report":
+            text = "also write figures for papers (PDF, PNG) into figures/ of the run folder; needs matplotlib"
+            options.parser.add_argument("--figures", action="store_true", help=text)
 
     def execute(namespace: Namespace) -> Any:
         run = Path(namespace["run"]) if begins else RunFolder.open(namespace["run"]).path
-        return _call(stage, run, _source(namespace, fields), namespace)
+        asked = {"figures": True} if namespace.get("figures") else {}
+        return _call(stage, run, _source(namespace, fields), namespace, **asked)
 
     def resume(namespace: Namespace) -> str:
         return shlex.quote(namespace["run"])
@@ -109,10 +113,11 @@ def _source(namespace: Namespace, fields: tuple[str, ...]) -> ConfigSource:
     return ConfigSource(namespace.get("preset"), Path(file) if file else None, given(namespace, fields))
 
 
-def _call(stage: str, run: Path, source: ConfigSource, namespace: Namespace) -> Any:
+def _call(stage: str, run: Path, source: ConfigSource, namespace: Namespace, **asked: bool) -> Any:
     module, name = FUNCTIONS[stage]
     function: Callable[..., Any] = getattr(importlib.import_module(f"greedynas_fast.stages.{module}"), name)
-    return function(run, source, Reporter(quiet=bool(namespace.get("json")), command=namespace.get("command_line")))
+    reporter = Reporter(quiet=bool(namespace.get("json")), command=namespace.get("command_line"))
+    return function(run, source, reporter, **asked)
 
 
 def _show(result: Any) -> str:

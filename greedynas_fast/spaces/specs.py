@@ -127,7 +127,7 @@ class HeadSpec:
 def mix_split(channels: int, groups: int) -> tuple[int, ...]:
     """Channels of each MixConv group: ceil(C / groups) for all but the last, which takes the rest.
 
-    Note: timm gives the remainder to the first group instead (METHOD: keep the split in this one place).
+    Note: timm gives the remainder to the first group instead; this is the one place that splits.
     """
     size = -(-channels // groups)
     split = (size,) * (groups - 1)

@@ -116,7 +116,7 @@ class FilterUpdater:
         allowed: Mask,
         merges: list[Merge],
     ) -> tuple[dict[str, Any], bool]:
-        """The row of metrics and the stop decision (Eq. 7; kappa corrects u for chance, METHOD 4)."""
+        """The row of metrics and the stop decision (Eq. 7; kappa corrects u for chance)."""
         u = kappa = None
         if previous is not None and not trained.collapsed and not previous.collapsed:
             compared = agreement(

@@ -1,4 +1,4 @@
-"""How one network is retrained: optimizer, learning rate and weight average through timm (METHOD 7, Sec. 5.1)."""
+"""How one network is retrained: optimizer, learning rate and weight average through timm (Sec. 5.1)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`search`: the trained supernet scores paths, NSGA-II with the filter chooses which (Sec. 4.1, METHOD 6)."""
+"""`search`: the trained supernet scores paths, NSGA-II with the filter chooses which (Sec. 4.1)."""
 
 from __future__ import annotations
 

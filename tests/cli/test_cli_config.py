@@ -52,7 +52,7 @@ def test_yaml_round_trip(name: str) -> None:
     assert list(config.to_dict()) == list(presets.read(name))
 
 
-# METHOD, sections 4, 6 and 7, by hand.
+# Sec. 5.1 of the paper, and public settings of its first author where it is silent, by hand.
 SUPERNET = {
     "train.epochs": 120,
     "train.batch_size": 1024,

@@ -1,8 +1,9 @@
 """The report of a run: one HTML page made of the run folder's files alone, with nothing loaded from elsewhere.
 
 What lives here: `read.py` (the run folder, read without trust), `charts.py` and `heatmap.py` (SVG), `html.py` and
-`style.py` (the look), and the parts of the page: `overview.py`, `training.py`, `searching.py`, `network.py`. What does
-not: anything that trains or scores. The page holds no date, so the same run gives the same bytes.
+`style.py` (the look), the parts of the page (`overview.py`, `training.py`, `searching.py`, `network.py`), and
+`figures.py` (figures for papers). What does not: anything that trains or scores. The page holds no date, so the same
+run gives the same bytes.
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 from greedynas_fast.errors import InputError
 from greedynas_fast.spaces import SearchSpace
 from greedynas_fast.stages.report import overview, searching, training
-from greedynas_fast.stages.report.read import read_run
+from greedynas_fast.stages.report.figures import write_figures
+from greedynas_fast.stages.report.read import RunRecord, read_run
 from greedynas_fast.stages.report.style import style_sheet
 
 if TYPE_CHECKING:
@@ -50,10 +52,16 @@ def build_report(run_dir: Path, space: SearchSpace) -> str:
     Raises:
         InputError: `run_dir` is not a folder.
     """
-    folder = Path(run_dir)
+    return _page(_record(Path(run_dir)), space)
+
+
+def _record(folder: Path) -> RunRecord:
     if not folder.is_dir():
         raise InputError(f"report: the run folder {folder} does not exist.")
-    record = read_run(folder)
+    return read_run(folder)
+
+
+def _page(record: RunRecord, space: SearchSpace) -> str:
     sections = [
         overview.results_section(record, space),
         overview.network_section(record, space),
@@ -67,7 +75,7 @@ def build_report(run_dir: Path, space: SearchSpace) -> str:
     links = "".join(f'<a href="#{anchor}">{name}</a>' for anchor, name in PARTS)
     head = (
         '<meta charset="utf-8"><meta name="viewport" content="width=device-width,initial-scale=1">'
-        f"<title>{escape(folder.name or 'run')} · greedynas_fast</title><style>{style_sheet()}</style>"
+        f"<title>{escape(record.folder.name or 'run')} · greedynas_fast</title><style>{style_sheet()}</style>"
     )
     main = overview.header(record, space) + f"<nav>{links}</nav>" + "\n".join(sections)
     return f'<!doctype html>\n<html lang="en"><head>{head}</head>\n<body><main>{main}</main></body></html>\n'
@@ -86,31 +94,39 @@ def write_report(run_dir: Path, space: SearchSpace) -> Path:
     Raises:
         InputError: `run_dir` is not a folder.
     """
+    return _write_page(_record(Path(run_dir)), space)
+
+
+def _write_page(record: RunRecord, space: SearchSpace) -> Path:
     from greedynas_fast.runtime import atomic_write
 
-    file = Path(run_dir) / "report.html"
-    text = build_report(run_dir, space)
-    atomic_write(file, text.encode("utf-8"))
+    file = record.folder / "report.html"
+    atomic_write(file, _page(record, space).encode("utf-8"))
     return file
 
 
-def report(path: Path, source: ConfigSource, reporter: Reporter) -> dict[str, Any]:
+def report(path: Path, source: ConfigSource, reporter: Reporter, *, figures: bool = False) -> dict[str, Any]:
     """The command `report`: writes the report of a run, also of one that is under way (it takes no lock).
 
     Args:
         path: the run folder.
         source: what the command line asked for; the report has no settings.
         reporter: how to talk to people; there is nothing to say.
+        figures: also write figures for papers into `figures/`.
 
     Returns:
-        `report`: the file; `next`: None.
+        `report`: the file; `figures`: the files, if asked for; `next`: None.
 
     Raises:
-        InputError: no such run, or one that no stage has started yet.
+        InputError: no such run, one that no stage has started yet, or figures without matplotlib.
     """
     from greedynas_fast.runtime import RunFolder, read_json
 
     file = RunFolder(path).space
     if not file.is_file():
         raise InputError(f"report: the run {path} has not started yet. Start it: greedynas-fast train --run {path}")
-    return {"report": str(write_report(path, SearchSpace.from_dict(read_json(file)))), "next": None}
+    record, space = _record(Path(path)), SearchSpace.from_dict(read_json(file))
+    result: dict[str, Any] = {"report": str(_write_page(record, space))}
+    if figures:
+        result["figures"] = [str(figure) for figure in write_figures(record, space)]
+    return {**result, "next": None}

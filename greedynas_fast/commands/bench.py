@@ -21,7 +21,8 @@ def _arguments(options: Options) -> None:
 
 
 def _execute(namespace: Namespace) -> Any:
-    return bench.measure(namespace.get("name") or (), bool(namespace.get("quick")))
+    result = bench.measure(namespace.get("name") or (), bool(namespace.get("quick")))
+    return {**result, "next": "greedynas-fast doctor"}
 
 
 def _show(result: Any) -> str:
@@ -37,7 +38,7 @@ def _show(result: Any) -> str:
         )
         for row in result["rows"]
     ]
-    return table(rows, header)
+    return f"{table(rows, header)}\n\nNext: {result['next']}"
 
 
 COMMANDS = {"bench": Command(_arguments, _execute, _show)}

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from greedynas_fast.commands.parsing import Options
 
 FIELDS = tuple(field_types(table4.Table4Config))
+NEXT = "greedynas-fast train --filter.loss rank"  # the loss that the table finds best
 
 
 def _arguments(options: Options) -> None:
@@ -27,7 +28,12 @@ def _arguments(options: Options) -> None:
 
 def _execute(namespace: Namespace) -> Any:
     asked = read_mapping(table4.Table4Config, given(namespace, FIELDS), "the command line")
-    return table4.run(build(table4.Table4Config, asked), lambda line: print(line, file=sys.stderr, flush=True))
+    result = table4.run(build(table4.Table4Config, asked), lambda line: print(line, file=sys.stderr, flush=True))
+    return {**result, "next": NEXT}
 
 
-COMMANDS = {"experiment": Command(_arguments, _execute, table4.format_table)}
+def _show(result: Any) -> str:
+    return f"{table4.format_table(result)}\n\nNext: {result['next']}"
+
+
+COMMANDS = {"experiment": Command(_arguments, _execute, _show)}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from typing import TYPE_CHECKING, Any
 
 from greedynas_fast import spaces
@@ -41,7 +42,8 @@ def _size_arguments(options: Options) -> None:
 def _spaces(arguments: Namespace) -> Any:
     name = arguments.get("name")
     if name is not None:
-        return spaces.get(name, **_sizes(arguments)).describe()
+        described = spaces.get(name, **_sizes(arguments)).describe()
+        return {**described, "next": f"greedynas-fast train --space.name {shlex.quote(name)}"}
     rows = []
     for known in spaces.names():
         space = spaces.get(known, **_sizes(arguments))
@@ -82,7 +84,7 @@ def _show_spaces(result: Any) -> str:
         )
         for layer in result["layers"]
     ]
-    return f"{title}\n{table(rows, header)}"
+    return f"{title}\n{table(rows, header)}\n\nNext: {result['next']}"
 
 
 def _cost(arguments: Namespace) -> dict[str, Any]:
@@ -97,13 +99,16 @@ def _cost(arguments: Namespace) -> dict[str, Any]:
         "num_classes": space.num_classes,
         "params": cost.params,
         "macs": cost.macs,
+        "next": f"greedynas-fast retrain runs/path-1 --space.name {shlex.quote(arguments.space)} "
+        f"--retrain.path {space.format(path, 'digits')}",
     }
 
 
 def _show_cost(result: dict[str, Any]) -> str:
     return (
         f"{result['path']}\nparameters {result['params']:,}\nMACs       {result['macs']:,} "
-        f"({result['resolution']} pixels, {result['num_classes']} classes)"
+        f"({result['resolution']} pixels, {result['num_classes']} classes)\n\n"
+        f"Next: {result['next']}"
     )
 
 

@@ -79,6 +79,19 @@ def test_cost_for_people(capsys: Capture) -> None:
 
 
 @pytest.mark.parametrize(
+    ("words", "following"),
+    [
+        (["spaces"], "greedynas-fast spaces NAME"),
+        (["spaces", "mb-se"], "greedynas-fast train --space.name mb-se"),
+        (["cost", "nas-bench-macro", "01201201"], "greedynas-fast retrain runs/path-1 --space.name nas-bench-macro "),
+    ],
+)
+def test_the_next_command_ends_the_output(capsys: Capture, words: list[str], following: str) -> None:
+    assert main(words) == 0
+    assert capsys.readouterr().out.splitlines()[-1].startswith(f"Next: {following}")
+
+
+@pytest.mark.parametrize(
     ("words", "message"),
     [
         (["mb-se"], "missing: path"),

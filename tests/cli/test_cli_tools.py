@@ -173,7 +173,12 @@ def test_experiment(monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
     words = ["experiment", "table4", "--bench", "b.json", "--budget", "quick", "--losses", "[vpu,rank]", "--json"]
     assert main(words) == 0
     captured = capsys.readouterr()
-    assert json.loads(captured.out) == {"bench": "b.json", "losses": ["vpu", "rank"], "budget": "quick"}
+    assert json.loads(captured.out) == {
+        "bench": "b.json",
+        "losses": ["vpu", "rank"],
+        "budget": "quick",
+        "next": "greedynas-fast train --filter.loss rank",
+    }
     assert captured.err == "one filter is trained\n"
 
 

@@ -413,5 +413,10 @@ def test_command_reads_the_space_of_the_run(run: Path, space: SearchSpace) -> No
     with pytest.raises(InputError, match="has not started yet"):
         report(run, None, None)  # type: ignore[arg-type]
     (run / "space.json").write_text(json.dumps(space.to_dict()))
-    assert report(run, None, None) == {"report": str(run / "report.html"), "next": None}  # type: ignore[arg-type]
+    for has_result, following in ((True, f"export {run} "), (False, f"run --run {run}")):
+        if not has_result:
+            (run / "result.json").unlink()
+        answer = report(run, None, None)  # type: ignore[arg-type]
+        assert answer["report"] == str(run / "report.html")
+        assert answer["next"].startswith(f"greedynas-fast {following}")
     assert (run / "report.html").read_text(encoding="utf-8") == build_report(run, space)

@@ -8,6 +8,7 @@ run gives the same bytes.
 
 from __future__ import annotations
 
+import shlex
 from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -115,7 +116,7 @@ def report(path: Path, source: ConfigSource, reporter: Reporter, *, figures: boo
         figures: also write figures for papers into `figures/`.
 
     Returns:
-        `report`: the file; `figures`: the files, if asked for; `next`: None.
+        `report`: the file; `figures`: the files, if asked for; `next`: what finishes the run, or exports it.
 
     Raises:
         InputError: no such run, one that no stage has started yet, or figures without matplotlib.
@@ -129,4 +130,6 @@ def report(path: Path, source: ConfigSource, reporter: Reporter, *, figures: boo
     result: dict[str, Any] = {"report": str(_write_page(record, space))}
     if figures:
         result["figures"] = [str(figure) for figure in write_figures(record, space)]
-    return {**result, "next": None}
+    folder_text = shlex.quote(str(path))
+    finished = f"greedynas-fast export {folder_text} --export.formats '[safetensors,onnx]'"
+    return {**result, "next": finished if record.result else f"greedynas-fast run --run {folder_text}"}

@@ -15,7 +15,12 @@ def test_cpp_unit_tests_pass_under_sanitizers(tmp_path: Path) -> None:
     assert cmake is not None, "cmake is missing: pip install '.[test]' brings it"
     assert ctest is not None, "ctest is missing: pip install '.[test]' brings it"
     build = tmp_path / "build"
-    options = ["-DGREEDYNAS_PYTHON=OFF", "-DGREEDYNAS_TESTS=ON", "-DGREEDYNAS_SANITIZE=ON", "-DCMAKE_BUILD_TYPE=Debug"]
+    options = [
+        "-DGREEDYNAS_PYTHON=OFF",
+        "-DGREEDYNAS_TESTS=ON",
+        "-DGREEDYNAS_SANITIZE=address,undefined",
+        "-DCMAKE_BUILD_TYPE=Debug",
+    ]
     for command in (
         [cmake, "-S", str(ROOT), "-B", str(build), *options],
         [cmake, "--build", str(build)],

@@ -1,0 +1,18 @@
+// What the files of this folder share. Addresses and sizes only cross the border to Python; the modules of
+// greedynas_fast that call in here own the arrays and check them. Nothing here knows numpy or torch.
+#pragma once
+
+#include <pybind11/pybind11.h>
+
+#include <cstdint>
+
+namespace greedynas::bindings {
+
+template <typename T>
+T* at(std::uintptr_t address) {
+  return reinterpret_cast<T*>(address);
+}
+
+void bind_paths(pybind11::module_& m);
+
+}  // namespace greedynas::bindings

@@ -1,0 +1,145 @@
+// The scalar arithmetic of the filter network, written once for every instruction set and for CUDA.
+//
+// Each function is a fixed sequence of correctly rounded float32 operations (add, multiply, divide, fused
+// multiply-add), so wherever the fused multiply-add exists the results are the same bits: AVX2, AVX-512, 64-bit ARM,
+// CUDA. Only x86 without FMA rounds twice. Build without contraction (-ffp-contract=off, nvcc -fmad=false).
+//
+// V is a lane type: `Scalar` below, or a vector of csrc/cpu/vec_*.h. It has V::set(float), + - * /, fma(a, b, c),
+// min(a, b), max(a, b) and times_power_of_two(p, shifted), see exp_within.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+#if defined(__CUDACC__) || defined(GREEDYNAS_EMULATE_CUDA)
+#define GREEDYNAS_INLINE __host__ __device__ __forceinline__
+#else
+// Never an out-of-line copy: one compiled for AVX-512 could be the one that the linker keeps for all.
+#define GREEDYNAS_INLINE inline __attribute__((always_inline))
+#endif
+
+namespace greedynas::filter {
+
+GREEDYNAS_INLINE std::uint32_t bits_of(float value) {
+  std::uint32_t bits;
+  memcpy(&bits, &value, sizeof bits);
+  return bits;
+}
+
+GREEDYNAS_INLINE float float_of(std::uint32_t bits) {
+  float value;
+  memcpy(&value, &bits, sizeof value);
+  return value;
+}
+
+// The float32 value that bfloat16 rounds `value` to (to nearest, ties to even). Finite values only.
+GREEDYNAS_INLINE float round_to_bf16(float value) {
+  const std::uint32_t bits = bits_of(value);
+  return float_of((bits + 0x7FFFU + ((bits >> 16) & 1U)) & 0xFFFF0000U);
+}
+
+struct Scalar {
+  float v;
+
+  static constexpr int width = 1;
+  GREEDYNAS_INLINE static Scalar set(float value) { return {value}; }
+
+  GREEDYNAS_INLINE friend Scalar operator+(Scalar a, Scalar b) { return {a.v + b.v}; }
+  GREEDYNAS_INLINE friend Scalar operator-(Scalar a, Scalar b) { return {a.v - b.v}; }
+  GREEDYNAS_INLINE friend Scalar operator*(Scalar a, Scalar b) { return {a.v * b.v}; }
+  GREEDYNAS_INLINE friend Scalar operator/(Scalar a, Scalar b) {
+#ifdef __CUDA_ARCH__
+    return {__fdiv_rn(a.v, b.v)};
+#else
+    return {a.v / b.v};
+#endif
+  }
+  GREEDYNAS_INLINE friend Scalar fma(Scalar a, Scalar b, Scalar c) {
+#if defined(__CUDA_ARCH__)
+    return {__fmaf_rn(a.v, b.v, c.v)};
+#elif defined(__FMA__) || defined(__aarch64__) || defined(GREEDYNAS_EMULATE_CUDA)
+    return {__builtin_fmaf(a.v, b.v, c.v)};
+#else
+    return {a.v * b.v + c.v};
+#endif
+  }
+  GREEDYNAS_INLINE friend Scalar min(Scalar a, Scalar b) { return a.v < b.v ? a : b; }
+  GREEDYNAS_INLINE friend Scalar max(Scalar a, Scalar b) { return a.v > b.v ? a : b; }
+  GREEDYNAS_INLINE friend Scalar times_power_of_two(Scalar p, Scalar shifted) {
+    return {float_of(bits_of(p.v) + (bits_of(shifted.v) << 23))};
+  }
+};
+
+// exp(x) for x clamped to [-limit, limit], limit <= 87; relative error below 2e-6, below 3e-7 for |x| < 4.
+template <class V>
+GREEDYNAS_INLINE V exp_within(V x, float limit) {
+  x = min(max(x, V::set(-limit)), V::set(limit));
+  const V t = x * V::set(1.44269504F);
+  const V shifted = t + V::set(12582912.0F);  // 1.5 * 2^23: the low bits now hold t rounded to an integer
+  const V f = t - (shifted - V::set(12582912.0F));
+  // 2^f on [-0.5, 0.5], minimax in relative error (7.5e-8), found with Remez's algorithm.
+  V p = fma(V::set(0x1.5c08e6p-10F), f, V::set(0x1.3d0c52p-7F));
+  p = fma(p, f, V::set(0x1.c6b6e4p-5F));
+  p = fma(p, f, V::set(0x1.ebf918p-3F));
+  p = fma(p, f, V::set(0x1.62e428p-1F));
+  p = fma(p, f, V::set(0x1.000002p+0F));
+  return times_power_of_two(p, shifted);  // adds the low bits of `shifted` to the exponent of p
+}
+
+// One LSTM cell: gate inputs z of (input, forget, cell, output), old cell state c -> new cell state and hidden state.
+// With e(x) = exp(-x): sigmoid(x) = 1 / (1 + e(x)) and tanh(x) = (1 - e(2x)) / (1 + e(2x)), brought onto one
+// denominator a state. The clamp at 28 keeps every product finite and moves a gate by less than 1e-12.
+template <class V>
+struct CellState {
+  V cell, hidden;
+};
+
+template <class V>
+GREEDYNAS_INLINE V hidden_state(V output_gate, V cell) {
+  const V one = V::set(1.0F);
+  const V o = one + exp_within(V::set(0.0F) - output_gate, 28.0F);
+  const V d = exp_within(cell * V::set(-2.0F), 28.0F);
+  return (one - d) / (o * (one + d));
+}
+
+template <class V>
+GREEDYNAS_INLINE CellState<V> lstm_cell(V zi, V zf, V zg, V zo, V cell) {
+  const V one = V::set(1.0F);
+  const V i = one + exp_within(V::set(0.0F) - zi, 28.0F);
+  const V f = one + exp_within(V::set(0.0F) - zf, 28.0F);
+  const V g = exp_within(zg * V::set(-2.0F), 28.0F);
+  const V ig = i * (one + g);
+  const V next = fma(cell, ig, (one - g) * f) / (ig * f);
+  return {next, hidden_state(zo, next)};
+}
+
+// The first step, from a zero state: not the general formula with c = 0, which could round differently.
+template <class V>
+GREEDYNAS_INLINE CellState<V> first_lstm_cell(V zi, V zg, V zo) {
+  const V one = V::set(1.0F);
+  const V i = one + exp_within(V::set(0.0F) - zi, 28.0F);
+  const V g = exp_within(zg * V::set(-2.0F), 28.0F);
+  const V next = (one - g) / (i * (one + g));
+  return {next, hidden_state(zo, next)};
+}
+
+// log Phi, the log-probability of weak, from the difference of the logits, good - weak: -log(1 + exp(difference)).
+GREEDYNAS_INLINE float log_weak_of(float difference) {
+  const float magnitude = difference < 0.0F ? difference : -difference;
+  const Scalar u = exp_within(Scalar{magnitude}, 87.0F);
+  // log(1 + u) = 2 atanh(s) with s = u / (2 + u) <= 1/3
+  const Scalar s = u / (Scalar{2.0F} + u);
+  const Scalar s2 = s * s;
+  Scalar series = Scalar{1.0F / 15.0F};
+  series = fma(series, s2, Scalar{1.0F / 13.0F});
+  series = fma(series, s2, Scalar{1.0F / 11.0F});
+  series = fma(series, s2, Scalar{1.0F / 9.0F});
+  series = fma(series, s2, Scalar{1.0F / 7.0F});
+  series = fma(series, s2, Scalar{1.0F / 5.0F});
+  series = fma(series, s2, Scalar{1.0F / 3.0F});
+  series = fma(series, s2, Scalar{1.0F});
+  const Scalar log1p = (s + s) * series;
+  return -((difference > 0.0F ? difference : 0.0F) + log1p.v);
+}
+
+}  // namespace greedynas::filter

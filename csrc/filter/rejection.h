@@ -1,0 +1,34 @@
+// Rejection sampling in bulk (Alg. 1, lines 2-5): propose, score, compare, keep, until enough are accepted.
+//
+// Proposals are numbered, acceptance is decided for each on its own, and the accepted are returned in the order of
+// their number: so the result is a function of (model, request) whatever the chunking, the threads or the device.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <vector>
+
+#include "filter/model.h"
+
+namespace greedynas::filter {
+
+struct RejectionRequest {
+  const std::uint8_t* allowed;  // [L, N] bytes, non-zero where an operation may be drawn
+  std::uint64_t seed = 0;
+  std::uint32_t stream = 0;
+  std::uint64_t start = 0;     // number of the first proposal to look at
+  std::int64_t wanted = 0;     // accepted paths asked for
+  std::int64_t limit = 0;      // proposals that may be looked at
+  double threshold = 0;        // accepted where log Phi <= threshold
+  std::int64_t fallbacks = 0;  // rejected proposals to remember in case the limit is reached, at most `wanted`
+};
+
+struct RejectionResult {
+  std::vector<std::uint64_t> accepted;  // numbers of the accepted proposals, ascending
+  // If `limit` did not suffice: the rejected proposals of lowest (log Phi, number), in that order, as many as are
+  // missing, at most request.fallbacks.
+  std::vector<std::uint64_t> fallbacks;
+  std::int64_t proposals = 0;  // looked at: up to the last accepted one, or `limit`
+};
+
+}  // namespace greedynas::filter

@@ -1,10 +1,12 @@
 """The compiled core: addresses and sizes in, results written in place. Use `greedynas_fast.paths`."""
 
+from collections.abc import Sequence
 from typing import TypedDict
 
 BITS_PER_OPERATION: int
 MAX_OPERATIONS: int
 MAX_LAYERS: int
+MAX_FILTER_WEIGHT: float
 
 class BuildInfo(TypedDict):
     version: str
@@ -23,3 +25,27 @@ def unpack(keys: int, n: int, layers: int, paths: int) -> None: ...
 def propose(
     allowed: int, layers: int, max_operations: int, seed: int, stream: int, start: int, count: int, paths: int
 ) -> None: ...
+def propose_at(
+    allowed: int, layers: int, max_operations: int, seed: int, stream: int, numbers: int, count: int, paths: int
+) -> None: ...
+
+class FilterModel:
+    def __init__(
+        self, num_ops: Sequence[int], operations: int, hidden: int, precision: str, parameters: Sequence[int]
+    ) -> None: ...
+    @property
+    def isa(self) -> str: ...
+    def score(self, paths: int, n: int, threads: int, log_weak: int) -> None: ...
+    def score_keys(self, keys: int, n: int, threads: int, log_weak: int) -> None: ...
+    def reject(
+        self,
+        allowed: int,
+        seed: int,
+        stream: int,
+        start: int,
+        wanted: int,
+        limit: int,
+        threshold: float,
+        want_fallbacks: bool,
+        threads: int,
+    ) -> tuple[bytes, bytes, int]: ...

@@ -83,13 +83,9 @@ def propose(allowed: npt.ArrayLike, seed: int, stream: int, start: int, count: i
     Raises:
         InputError: an empty layer, a wrong shape, or a number out of range.
     """
-    mask = np.asarray(allowed)
-    if mask.ndim != 2 or mask.dtype != np.bool_:
-        raise InputError(f"propose: allowed must be bool [L, N], got {mask.dtype} {list(mask.shape)}")
-    for name, value, bits in (("seed", seed, 64), ("stream", stream, 32), ("start", start, 64), ("count", count, 40)):
-        if not 0 <= value < 2**bits:
-            raise InputError(f"propose: {name} must be 0 to 2**{bits} - 1, got {value}")
-    mask = np.ascontiguousarray(mask)
+    mask = _checked_mask(allowed, seed, stream)
+    _check_range("start", start, 64)
+    _check_range("count", count, 40)
     layers, operations = mask.shape
     paths = np.empty((count, layers), dtype=np.uint8)
     _call(
@@ -104,6 +100,53 @@ def propose(allowed: npt.ArrayLike, seed: int, stream: int, start: int, count: i
         paths.ctypes.data,
     )
     return paths
+
+
+def propose_at(allowed: npt.ArrayLike, seed: int, stream: int, numbers: npt.NDArray[np.uint64]) -> Paths:
+    """Proposals of any numbers, as `propose` draws them.
+
+    Args:
+        allowed: as for `propose`.
+        seed: as for `propose`.
+        stream: as for `propose`.
+        numbers: uint64 [n].
+
+    Returns:
+        Paths, uint8 [n, L]; row `j` is proposal `numbers[j]`.
+
+    Raises:
+        InputError: as for `propose`.
+    """
+    mask = _checked_mask(allowed, seed, stream)
+    array = np.ascontiguousarray(numbers, dtype=np.uint64)
+    layers, operations = mask.shape
+    paths = np.empty((len(array), layers), dtype=np.uint8)
+    _call(
+        _core.propose_at,
+        mask.ctypes.data,
+        layers,
+        operations,
+        int(seed),
+        int(stream),
+        array.ctypes.data,
+        len(array),
+        paths.ctypes.data,
+    )
+    return paths
+
+
+def _checked_mask(allowed: npt.ArrayLike, seed: int, stream: int) -> npt.NDArray[np.bool_]:
+    mask = np.asarray(allowed)
+    if mask.ndim != 2 or mask.dtype != np.bool_:
+        raise InputError(f"propose: allowed must be bool [L, N], got {mask.dtype} {list(mask.shape)}")
+    _check_range("seed", seed, 64)
+    _check_range("stream", stream, 32)
+    return np.ascontiguousarray(mask)
+
+
+def _check_range(name: str, value: int, bits: int) -> None:
+    if not 0 <= value < 2**bits:
+        raise InputError(f"propose: {name} must be 0 to 2**{bits} - 1, got {value}")
 
 
 def _as_uint8(paths: npt.ArrayLike, name: str) -> Paths:

@@ -13,6 +13,7 @@ T* at(std::uintptr_t address) {
   return reinterpret_cast<T*>(address);
 }
 
+void bind_filter(pybind11::module_& m);
 void bind_paths(pybind11::module_& m);
 
 }  // namespace greedynas::bindings

@@ -36,5 +36,6 @@ PYBIND11_MODULE(_core, m) {
     return false;
   });
   m.def("num_threads", &cpu::num_threads);
+  greedynas::bindings::bind_filter(m);
   greedynas::bindings::bind_paths(m);
 }

@@ -32,6 +32,15 @@ void bind_paths(py::module_& m) {
       },
       py::arg("allowed"), py::arg("layers"), py::arg("max_operations"), py::arg("seed"), py::arg("stream"),
       py::arg("start"), py::arg("count"), py::arg("paths"), py::call_guard<py::gil_scoped_release>());
+  m.def(
+      "propose_at",
+      [](std::uintptr_t allowed_address, int layers, int max_operations, std::uint64_t seed, std::uint32_t stream,
+         std::uintptr_t numbers_address, std::int64_t count, std::uintptr_t paths_address) {
+        paths::propose_at(at<const std::uint8_t>(allowed_address), layers, max_operations, seed, stream,
+                          at<const std::uint64_t>(numbers_address), count, at<std::uint8_t>(paths_address));
+      },
+      py::arg("allowed"), py::arg("layers"), py::arg("max_operations"), py::arg("seed"), py::arg("stream"),
+      py::arg("numbers"), py::arg("count"), py::arg("paths"), py::call_guard<py::gil_scoped_release>());
 }
 
 }  // namespace greedynas::bindings

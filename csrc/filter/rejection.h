@@ -16,19 +16,25 @@ struct RejectionRequest {
   const std::uint8_t* allowed;  // [L, N] bytes, non-zero where an operation may be drawn
   std::uint64_t seed = 0;
   std::uint32_t stream = 0;
-  std::uint64_t start = 0;     // number of the first proposal to look at
-  std::int64_t wanted = 0;     // accepted paths asked for
-  std::int64_t limit = 0;      // proposals that may be looked at
-  double threshold = 0;        // accepted where log Phi <= threshold
-  std::int64_t fallbacks = 0;  // rejected proposals to remember in case the limit is reached, at most `wanted`
+  std::uint64_t start = 0;      // number of the first proposal to look at
+  std::int64_t wanted = 0;      // accepted paths asked for
+  std::int64_t limit = 0;       // proposals that may be looked at
+  double threshold = 0;         // accepted where log Phi <= threshold
+  bool want_fallbacks = false;  // remember the best rejected proposals in case the limit is reached
 };
 
 struct RejectionResult {
   std::vector<std::uint64_t> accepted;  // numbers of the accepted proposals, ascending
-  // If `limit` did not suffice: the rejected proposals of lowest (log Phi, number), in that order, as many as are
-  // missing, at most request.fallbacks.
+  // If `limit` did not suffice and they were asked for: the rejected proposals of lowest (log Phi, number), in that
+  // order, as many as are missing.
   std::vector<std::uint64_t> fallbacks;
   std::int64_t proposals = 0;  // looked at: up to the last accepted one, or `limit`
 };
+
+// On up to `threads` threads. `between_rounds` is called from the calling thread several times a second; what it throws
+// ends the loop. Throws std::invalid_argument for a mask that leaves a layer empty or allows an operation that the
+// model does not have, for a threshold that is NaN, and for negative counts.
+RejectionResult reject(const Model& model, const RejectionRequest& request, int threads,
+                       const std::function<void()>& between_rounds);
 
 }  // namespace greedynas::filter

@@ -68,4 +68,11 @@ void propose(const std::uint8_t* allowed, int layers, int max_operations, std::u
   }
 }
 
+void propose_at(const std::uint8_t* allowed, int layers, int max_operations, std::uint64_t seed, std::uint32_t stream,
+                const std::uint64_t* numbers, std::int64_t count, std::uint8_t* paths) {
+  for (std::int64_t j = 0; j < count; ++j) {
+    propose(allowed, layers, max_operations, seed, stream, numbers[j], 1, paths + j * layers);
+  }
+}
+
 }  // namespace greedynas::paths

@@ -12,4 +12,8 @@ namespace greedynas::paths {
 void propose(const std::uint8_t* allowed, int layers, int max_operations, std::uint64_t seed, std::uint32_t stream,
              std::uint64_t start, std::int64_t count, std::uint8_t* paths);
 
+// Proposals of any numbers: row j of paths is proposal numbers[j].
+void propose_at(const std::uint8_t* allowed, int layers, int max_operations, std::uint64_t seed, std::uint32_t stream,
+                const std::uint64_t* numbers, std::int64_t count, std::uint8_t* paths);
+
 }  // namespace greedynas::paths

@@ -6,8 +6,10 @@ filter lives in `greedynas_fast.sampling`.
 
 from .agreement import Agreement, agreement
 from .collapse import CollapseCheck, check_collapse
+from .engine import Decisions, FilterEngine
 from .metrics import PrecisionRecall, auroc, average_ranks, precision_recall
 from .network import PathFilter
+from .rejection import Rejection, RejectionRequest
 from .shrinkage import Merge, shrink_operations, similarity_matrices
 from .theory import confidence, weak_confidence
 from .threshold import find_threshold
@@ -17,11 +19,15 @@ from .training import FilterConfig, train_filter
 __all__ = [
     "Agreement",
     "CollapseCheck",
+    "Decisions",
     "FilterConfig",
+    "FilterEngine",
     "FilterReport",
     "Merge",
     "PathFilter",
     "PrecisionRecall",
+    "Rejection",
+    "RejectionRequest",
     "TrainedFilter",
     "agreement",
     "auroc",

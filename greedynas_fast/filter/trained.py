@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ import numpy.typing as npt
 
 from greedynas_fast.errors import InputError
 
+from .engine import FilterEngine
 from .network import PathFilter, PathsLike
 
 
@@ -73,6 +75,11 @@ class TrainedFilter:
         self.threshold = threshold
         self.report = report
 
+    @cached_property
+    def engine(self) -> FilterEngine:
+        """The network, compiled for this CPU at the first use; it follows changes of the network's weights."""
+        return FilterEngine(self.net)
+
     @property
     def collapsed(self) -> bool:
         """Whether the filter learned nothing; `is_weak` then rejects no path."""
@@ -90,8 +97,7 @@ class TrainedFilter:
         Raises:
             InputError: for paths that do not fit.
         """
-        values: npt.NDArray[np.float32] = self.net.log_prob_weak(paths).cpu().numpy()
-        return values
+        return self.engine.log_prob_weak(paths)
 
     def is_weak(self, paths: PathsLike) -> npt.NDArray[np.bool_]:
         """Which paths the filter rejects; none if it has collapsed.
@@ -107,7 +113,7 @@ class TrainedFilter:
         """
         if self.collapsed:
             return np.zeros(len(self.net.check(paths)), dtype=np.bool_)
-        return self.log_prob_weak(paths) > np.float32(self.threshold)
+        return ~self.engine.decide(paths, self.threshold).accepted
 
     def state_dict(self) -> dict[str, Any]:
         """Everything as tensors and plain values, loadable with `torch.load(weights_only=True)`."""

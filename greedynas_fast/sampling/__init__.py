@@ -5,11 +5,12 @@ drawn before, so that equal samplers on many ranks draw equal paths without talk
 Here is no scoring of paths on a supernet and no filter network: losses and scores are handed in.
 """
 
+from greedynas_fast.sampling.chunked import ScoringEngine
 from greedynas_fast.sampling.fair import FairSampler
 from greedynas_fast.sampling.greedy_pool import GreedyPoolSampler, pool_probability
 from greedynas_fast.sampling.mask import check_mask
 from greedynas_fast.sampling.protocol import PathBatch, Sampler
-from greedynas_fast.sampling.rejection import FilterSampler, RejectionError, ScoringEngine
+from greedynas_fast.sampling.rejection import FilterSampler, RejectionError
 from greedynas_fast.sampling.tree import TreeSampler
 from greedynas_fast.sampling.uniform import UniformSampler
 

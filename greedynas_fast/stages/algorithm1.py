@@ -186,7 +186,7 @@ class Algorithm1:
             return UniformSampler(self.space, self.allowed, seed, TRAINING_STREAM).sample(count)
         sampler = FilterSampler(
             self.space,
-            self.trained,
+            self.trained.engine,
             threshold=self.trained.threshold,
             allowed=self.allowed,
             seed=seed,

@@ -1,0 +1,53 @@
+// Sixteen floats: AVX-512 F and DQ. See vec_generic.h for the interface.
+#pragma once
+
+#include <immintrin.h>
+
+#include "cpu/vec_generic.h"
+
+namespace greedynas::cpu {
+
+// With kFastDivision, a / b is a times a refined reciprocal estimate: within 2 units in the last place instead of
+// exact, and twice as fast. For the bf16 mode, which promises no equal bits.
+template <bool kFastDivision>
+struct VecAvx512 {
+  static constexpr int width = 16;
+  static constexpr int rows = 6;  // 24 accumulators of four gates, four weights and a broadcast, of 32 registers
+
+  __m512 v;
+
+  GREEDYNAS_VEC_INLINE static VecAvx512 set(float value) { return {_mm512_set1_ps(value)}; }
+  GREEDYNAS_VEC_INLINE static VecAvx512 broadcast(const float* p) { return {_mm512_set1_ps(*p)}; }
+  GREEDYNAS_VEC_INLINE static VecAvx512 load(const float* p) { return {_mm512_loadu_ps(p)}; }
+  GREEDYNAS_VEC_INLINE void store(float* p) const { _mm512_storeu_ps(p, v); }
+
+  GREEDYNAS_VEC_INLINE friend VecAvx512 operator+(VecAvx512 a, VecAvx512 b) { return {_mm512_add_ps(a.v, b.v)}; }
+  GREEDYNAS_VEC_INLINE friend VecAvx512 operator-(VecAvx512 a, VecAvx512 b) { return {_mm512_sub_ps(a.v, b.v)}; }
+  GREEDYNAS_VEC_INLINE friend VecAvx512 operator*(VecAvx512 a, VecAvx512 b) { return {_mm512_mul_ps(a.v, b.v)}; }
+  GREEDYNAS_VEC_INLINE friend VecAvx512 operator/(VecAvx512 a, VecAvx512 b) {
+    if constexpr (kFastDivision) {
+      const __m512 estimate = _mm512_rcp14_ps(b.v);
+      const __m512 error = _mm512_fnmadd_ps(b.v, estimate, _mm512_set1_ps(1.0F));
+      return {_mm512_mul_ps(a.v, _mm512_fmadd_ps(estimate, error, estimate))};
+    } else {
+      return {_mm512_div_ps(a.v, b.v)};
+    }
+  }
+  GREEDYNAS_VEC_INLINE friend VecAvx512 fma(VecAvx512 a, VecAvx512 b, VecAvx512 c) {
+    return {_mm512_fmadd_ps(a.v, b.v, c.v)};
+  }
+  GREEDYNAS_VEC_INLINE friend VecAvx512 min(VecAvx512 a, VecAvx512 b) { return {_mm512_min_ps(a.v, b.v)}; }
+  GREEDYNAS_VEC_INLINE friend VecAvx512 max(VecAvx512 a, VecAvx512 b) { return {_mm512_max_ps(a.v, b.v)}; }
+  GREEDYNAS_VEC_INLINE friend VecAvx512 times_power_of_two(VecAvx512 p, VecAvx512 shifted) {
+    const __m512i exponent = _mm512_slli_epi32(_mm512_castps_si512(shifted.v), 23);
+    return {_mm512_castsi512_ps(_mm512_add_epi32(_mm512_castps_si512(p.v), exponent))};
+  }
+  GREEDYNAS_VEC_INLINE friend VecAvx512 round_to_bf16(VecAvx512 a) {
+    const __m512i bits = _mm512_castps_si512(a.v);
+    const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
+    const __m512i rounded = _mm512_add_epi32(_mm512_add_epi32(bits, _mm512_set1_epi32(0x7FFF)), odd);
+    return {_mm512_castsi512_ps(_mm512_and_si512(rounded, _mm512_set1_epi32(static_cast<int>(0xFFFF0000U))))};
+  }
+};
+
+}  // namespace greedynas::cpu

@@ -1,7 +1,8 @@
 """Compiled inference of a path filter: log Phi of many paths, decisions, and rejection sampling in bulk.
 
-In float32 the CPU levels with fused multiply-add (AVX2, AVX-512) and CUDA give the same bits, so decisions do not depend
-on the machine. The torch module stays the reference: `PathFilter.log_prob_weak` differs by float32 rounding, below 1e-5.
+In float32 the CPU levels with fused multiply-add (AVX2, AVX-512) and CUDA give the same bits, so decisions do not
+depend on the machine. The torch module stays the reference: `PathFilter.log_prob_weak` differs by float32 rounding,
+below 1e-5.
 """
 
 from __future__ import annotations

@@ -153,7 +153,7 @@ class PathFilter(nn.Module):
         """
         steps = paths.t()  # [L, n]
         states = []
-        for reverse, (table, weight) in enumerate(zip(tables or self.tables(), self._recurrent(), strict=True)):
+        for reverse, (table, weight) in enumerate(zip(tables or self.tables(), self.recurrent(), strict=True)):
             order = list(range(len(self.num_ops)))[:: -1 if reverse else 1]
             levels = prefix_levels(steps[order], [self.num_ops[layer] for layer in order])
             rows = [_select(table[layer], level.operations) for layer, level in zip(order, levels, strict=True)]
@@ -180,13 +180,13 @@ class PathFilter(nn.Module):
             float32 [n, 2].
         """
         states = []
-        for reverse, (table, weight) in enumerate(zip(tables or self.tables(), self._recurrent(), strict=True)):
+        for reverse, (table, weight) in enumerate(zip(tables or self.tables(), self.recurrent(), strict=True)):
             order = list(range(len(self.num_ops)))[:: -1 if reverse else 1]
             rows = [_select(table[layer], first[:, layer], second[:, layer], gamma) for layer in order]
             states.append(last_hidden(rows, weight, [None] * len(rows)))
         return self.classify(torch.cat(states, dim=1))
 
-    def _recurrent(self) -> tuple[Tensor, Tensor]:
+    def recurrent(self) -> tuple[Tensor, Tensor]:
         """Hidden-to-hidden weights of both directions, each [4H, H]."""
         return self._lstm("weight_hh", ""), self._lstm("weight_hh", "_reverse")
 

@@ -77,14 +77,13 @@ def filter_tensors(net: PathFilter) -> FilterTensors:
 
     def gates(weight: Tensor, dim: int) -> Tensor:
         """`dim` holds four gates of H units."""
-        split = weight.unflatten(dim, (4, hidden))
+        split = weight.reshape(*weight.shape[:dim], 4, hidden, *weight.shape[dim + 1 :])
         return _padded(split, dim + 1, extra).flatten(dim, dim + 1)
 
-    recurrent = torch.stack([on_cpu.lstm.weight_hh_l0, on_cpu.lstm.weight_hh_l0_reverse])
-    both = on_cpu.fc1.weight.unflatten(1, (2, hidden))  # one part a direction
+    both = on_cpu.fc1.weight.reshape(hidden, 2, hidden)  # the second axis is the direction
     return FilterTensors(
         tables=gates(torch.stack(on_cpu.tables()), 3).contiguous(),
-        recurrent=_padded(gates(recurrent, 1), 2, extra).contiguous(),
+        recurrent=_padded(gates(torch.stack(on_cpu.recurrent()), 1), 2, extra).contiguous(),
         fc1_weight=_padded(_padded(both, 2, extra).flatten(1, 2), 0, extra).contiguous(),
         fc1_bias=_padded(on_cpu.fc1.bias, 0, extra).contiguous(),
         fc2_weight=_padded(on_cpu.fc2.weight, 1, extra).contiguous(),

@@ -1,7 +1,7 @@
 """Rejection sampling with any engine that scores paths, such as a torch module: the reference of the native loop.
 
-Proposals are scored in chunks that start at multiples of the chunk size. So the score of a proposal never depends on how
-many paths a call asks for, even where the engine's rounding depends on the batch.
+Proposals are scored in chunks that start at multiples of the chunk size. So the score of a proposal never depends on
+how many paths a call asks for, even where the engine's rounding depends on the batch.
 """
 
 from __future__ import annotations

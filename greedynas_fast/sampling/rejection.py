@@ -1,7 +1,7 @@
 """Paths that a path filter does not call weak (Alg. 1, lines 2-5), found in bulk.
 
-Proposals come from one numbered sequence, and each is accepted or not on its own: what a sampler draws depends neither on
-how many paths a call asks for, nor on chunks, threads or the device, and a reloaded sampler goes on exactly.
+Proposals come from one numbered sequence, and each is accepted or not on its own: what a sampler draws depends neither
+on how many paths a call asks for, nor on chunks, threads or the device, and a reloaded sampler goes on exactly.
 """
 
 from __future__ import annotations
@@ -42,9 +42,9 @@ class RejectionError(RuntimeError):
 class FilterSampler:
     """Draws uniform proposals and keeps those with `log_prob_weak <= threshold`, in the order of their number.
 
-    With a `FilterEngine` the whole loop is native code; any other engine is asked chunk by chunk. The state is the number
-    after the last proposal that was used, so `sample(a)` and `sample(b)` give what `sample(a + b)` gives, as long as
-    neither runs into `max_proposals`.
+    With a `FilterEngine` the whole loop is native code; any other engine is asked chunk by chunk. The state is the
+    number after the last proposal that was used, so `sample(a)` and `sample(b)` give what `sample(a + b)` gives, as
+    long as neither runs into `max_proposals`.
     """
 
     def __init__(

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "bindings.h"
+#include "filter/cpu/kernels.h"
 #include "filter/model.h"
 #include "filter/rejection.h"
 #include "filter/score.h"
@@ -58,7 +59,7 @@ void bind_filter(py::module_& m) {
   py::class_<Model, std::shared_ptr<Model>>(m, "FilterModel")
       .def(py::init(&make_model), py::arg("num_ops"), py::arg("operations"), py::arg("hidden"), py::arg("precision"),
            py::arg("parameters"))
-      .def_property_readonly("isa", [](const Model& model) { return std::string(cpu::name_of(model.isa())); })
+      .def_property_readonly("isa", [](const Model& model) { return model.kernel().name; })
       .def(
           "score",
           [](const Model& model, std::uintptr_t paths, std::int64_t n, int threads, std::uintptr_t log_weak) {

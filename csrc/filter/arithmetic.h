@@ -124,21 +124,23 @@ GREEDYNAS_INLINE CellState<V> first_lstm_cell(V zi, V zg, V zo) {
 }
 
 // log Phi, the log-probability of weak, from the difference of the logits, good - weak: -log(1 + exp(difference)).
+// V is of one lane.
+template <class V = Scalar>
 GREEDYNAS_INLINE float log_weak_of(float difference) {
   const float magnitude = difference < 0.0F ? difference : -difference;
-  const Scalar u = exp_within(Scalar{magnitude}, 87.0F);
+  const V u = exp_within(V::set(magnitude), 87.0F);
   // log(1 + u) = 2 atanh(s) with s = u / (2 + u) <= 1/3
-  const Scalar s = u / (Scalar{2.0F} + u);
-  const Scalar s2 = s * s;
-  Scalar series = Scalar{1.0F / 15.0F};
-  series = fma(series, s2, Scalar{1.0F / 13.0F});
-  series = fma(series, s2, Scalar{1.0F / 11.0F});
-  series = fma(series, s2, Scalar{1.0F / 9.0F});
-  series = fma(series, s2, Scalar{1.0F / 7.0F});
-  series = fma(series, s2, Scalar{1.0F / 5.0F});
-  series = fma(series, s2, Scalar{1.0F / 3.0F});
-  series = fma(series, s2, Scalar{1.0F});
-  const Scalar log1p = (s + s) * series;
+  const V s = u / (V::set(2.0F) + u);
+  const V s2 = s * s;
+  V series = V::set(1.0F / 15.0F);
+  series = fma(series, s2, V::set(1.0F / 13.0F));
+  series = fma(series, s2, V::set(1.0F / 11.0F));
+  series = fma(series, s2, V::set(1.0F / 9.0F));
+  series = fma(series, s2, V::set(1.0F / 7.0F));
+  series = fma(series, s2, V::set(1.0F / 5.0F));
+  series = fma(series, s2, V::set(1.0F / 3.0F));
+  series = fma(series, s2, V::set(1.0F));
+  const V log1p = (s + s) * series;
   return -((difference > 0.0F ? difference : 0.0F) + log1p.v);
 }
 

@@ -60,7 +60,11 @@ float* Model::store(std::int64_t count) {
 
 Model::Model(const Shape& shape, std::vector<int> num_ops, Precision precision, cpu::Isa isa,
              const Parameters& parameters)
-    : isa_(isa), num_ops_(std::move(num_ops)) {
+    : Model(shape, std::move(num_ops), precision, kernel_for(isa, precision), parameters) {}
+
+Model::Model(const Shape& shape, std::vector<int> num_ops, Precision precision, const Kernel& kernel,
+             const Parameters& parameters)
+    : kernel_(kernel), num_ops_(std::move(num_ops)) {
   check_sizes(shape, num_ops_);
   const std::int64_t units = shape.hidden;
   const std::int64_t table_size = std::int64_t{shape.layers} * shape.operations * 4 * units;
@@ -74,13 +78,12 @@ Model::Model(const Shape& shape, std::vector<int> num_ops, Precision precision, 
   packed_.shape = shape;
   packed_.precision = precision;
   packed_.num_ops = num_ops_.data();
-  const Kernel& kernel = kernel_for(isa, precision);
   for (const Direction direction : {kForward, kBackward}) {
     float* table = store(table_size);
     std::copy_n(parameters.tables + direction * table_size, table_size, table);
     packed_.table[direction] = table;
     packed_.recurrent[direction] = store(4 * units * ((units + 31) / 32 * 32));
-    kernel.pack_recurrent(packed_, direction, parameters.recurrent + direction * 4 * units * units);
+    kernel_.pack_recurrent(packed_, direction, parameters.recurrent + direction * 4 * units * units);
   }
   float* fc1 = store(2 * units * units);
   float* fc1_bias = store(units);
@@ -117,7 +120,6 @@ PrefixStates Model::compute_prefix(Direction direction) const {
   }
   Floats hidden = allocate_floats(states * units);
   Floats cell = allocate_floats(states * units);
-  const Kernel& kernel = kernel_for(isa_, packed_.precision);
   const Floats workspace = allocate_floats(workspace_floats(packed_.shape.hidden));
   std::vector<std::uint8_t> block(static_cast<std::size_t>(kBlockRows) * static_cast<std::size_t>(layers));
   for (std::int64_t begin = 0; depth > 0 && begin < states; begin += kBlockRows) {
@@ -130,8 +132,8 @@ PrefixStates Model::compute_prefix(Direction direction) const {
         rest /= count;
       }
     }
-    kernel.prefix_states(packed_, direction, block.data(), rows, depth, workspace.get(), hidden.get() + begin * units,
-                         cell.get() + begin * units);
+    kernel_.prefix_states(packed_, direction, block.data(), rows, depth, workspace.get(), hidden.get() + begin * units,
+                          cell.get() + begin * units);
   }
   const PrefixStates result{depth, hidden.get(), cell.get()};
   storage_.push_back(std::move(hidden));

@@ -74,16 +74,20 @@ using Floats = std::unique_ptr<float[], FreeDeleter>;
 // At least `count` floats, aligned to 64 bytes.
 Floats allocate_floats(std::int64_t count);
 
+struct Kernel;  // cpu/kernels.h
+
 class Model {
  public:
   // Copies the parameters into the layout of the kernel for `isa`. Throws std::invalid_argument for sizes out of range,
   // a layer with no operation or more than shape.operations, and a weight that is not finite or above kMaxWeight.
   Model(const Shape& shape, std::vector<int> num_ops, Precision precision, cpu::Isa isa, const Parameters& parameters);
+  Model(const Shape& shape, std::vector<int> num_ops, Precision precision, const Kernel& kernel,
+        const Parameters& parameters);
 
   const Shape& shape() const { return packed_.shape; }
   const std::vector<int>& num_ops() const { return num_ops_; }
   Precision precision() const { return packed_.precision; }
-  cpu::Isa isa() const { return isa_; }
+  const Kernel& kernel() const { return kernel_; }
   const Packed& packed() const { return packed_; }
 
   // The shared beginnings of both directions, or nullptr while too few paths were scored for them to pay.
@@ -94,7 +98,7 @@ class Model {
   float* store(std::int64_t count);
   PrefixStates compute_prefix(Direction direction) const;
 
-  cpu::Isa isa_;
+  const Kernel& kernel_;
   std::vector<int> num_ops_;
   mutable std::vector<Floats> storage_;  // what packed_ and prefixes_ point to
   Packed packed_{};

@@ -36,13 +36,12 @@ void score(const Model& model, const std::uint8_t* paths, std::int64_t n, int th
   // All of them before any work, so that the first bad path is the one that is named.
   check_operations(model, paths, n);
   const Prefixes* prefixes = model.prefixes(n);
-  const Kernel& kernel = kernel_for(model.isa(), model.precision());
   cpu::parallel_for(n, kRange, threads, [&](std::int64_t begin, std::int64_t end) {
     const Floats workspace = allocate_floats(workspace_floats(model.shape().hidden));
     for (std::int64_t block = begin; block < end; block += kBlockRows) {
       const int rows = static_cast<int>(std::min<std::int64_t>(kBlockRows, end - block));
-      kernel.score(model.packed(), prefixes, paths + block * model.shape().layers, rows, workspace.get(),
-                   log_weak + block);
+      model.kernel().score(model.packed(), prefixes, paths + block * model.shape().layers, rows, workspace.get(),
+                           log_weak + block);
     }
   });
 }

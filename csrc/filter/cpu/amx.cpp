@@ -4,6 +4,6 @@
 
 namespace greedynas::filter {
 
-const Kernel kAmxKernel = tile_kernel_over<cpu::TilesAmx, cpu::VecAvx512<true>>();
+const Kernel kAmxKernel = tile_kernel_over<cpu::TilesAmx, cpu::VecAvx512<true>>("amx");
 
 }  // namespace greedynas::filter

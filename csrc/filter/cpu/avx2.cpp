@@ -3,6 +3,6 @@
 
 namespace greedynas::filter {
 
-const Kernel kAvx2Kernel = kernel_over<cpu::VecAvx2>();
+const Kernel kAvx2Kernel = kernel_over<cpu::VecAvx2>("avx2");
 
 }  // namespace greedynas::filter

@@ -3,6 +3,6 @@
 
 namespace greedynas::filter {
 
-const Kernel kAvx512Kernel = kernel_over<cpu::VecAvx512<false>>();
+const Kernel kAvx512Kernel = kernel_over<cpu::VecAvx512<false>>("avx512");
 
 }  // namespace greedynas::filter

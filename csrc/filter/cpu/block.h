@@ -258,9 +258,9 @@ void score_of(const Packed& packed, const Prefixes* prefixes, const std::uint8_t
 }
 
 template <class V>
-constexpr Kernel kernel_over() {
+constexpr Kernel kernel_over(const char* name) {
   static_assert(kBlockRows % V::rows == 0 && 16 % V::width == 0);
-  return {&pack_recurrent_of<V>, &prefix_states_of<V>, &score_of<V>};
+  return {name, &pack_recurrent_of<V>, &prefix_states_of<V>, &score_of<V>};
 }
 
 }  // namespace greedynas::filter

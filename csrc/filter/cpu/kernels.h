@@ -11,6 +11,8 @@ inline constexpr int kBlockRows = 96;  // paths scored together: their states (1
 constexpr std::int64_t workspace_floats(int hidden) { return std::int64_t{6} * kBlockRows * hidden; }
 
 struct Kernel {
+  const char* name;  // of the level
+
   // Fills packed.recurrent[direction] from W_hh [4H, H].
   void (*pack_recurrent)(Packed& packed, Direction direction, const float* recurrent);
 

@@ -3,6 +3,6 @@
 
 namespace greedynas::filter {
 
-const Kernel kPortableKernel = kernel_over<cpu::VecGeneric<4>>();
+const Kernel kPortableKernel = kernel_over<cpu::VecGeneric<4>>("portable");
 
 }  // namespace greedynas::filter

@@ -174,9 +174,9 @@ void tile_score_of(const Packed& packed, const Prefixes* prefixes, const std::ui
 }
 
 template <class Tiles, class V>
-constexpr Kernel tile_kernel_over() {
+constexpr Kernel tile_kernel_over(const char* name) {
   static_assert(V::width == 16 && kBlockRows % kTileRows == 0);
-  return {&pack_recurrent_tiles<Tiles>, &tile_prefix_states_of<Tiles, V>, &tile_score_of<Tiles, V>};
+  return {name, &pack_recurrent_tiles<Tiles>, &tile_prefix_states_of<Tiles, V>, &tile_score_of<Tiles, V>};
 }
 
 }  // namespace greedynas::filter

@@ -42,7 +42,7 @@ def exact(net: PathFilter, batch: npt.NDArray[np.uint8]) -> npt.NDArray[np.float
     return copy.deepcopy(net).double().log_prob_weak(batch).numpy()
 
 
-@pytest.fixture(params=[level for level in LEVELS])
+@pytest.fixture(params=LEVELS)
 def level(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     if not _core.cpu_isa_available(request.param):
         pytest.skip(f"this machine cannot run {request.param}")
@@ -199,9 +199,8 @@ def test_several_python_threads() -> None:
     wrong: list[int] = []
 
     def work(which: int) -> None:
-        for _ in range(15):
-            if not np.array_equal(engines[which].log_prob_weak(batch), expected[which]):
-                wrong.append(which)
+        results = [engines[which].log_prob_weak(batch) for _ in range(15)]
+        wrong.extend(which for result in results if not np.array_equal(result, expected[which]))
 
     threads = [threading.Thread(target=work, args=(i % 2,)) for i in range(4)]
     for thread in threads:

@@ -15,6 +15,7 @@ from greedynas_fast.runtime.interrupt import Interrupt
 from greedynas_fast.runtime.lines import LineLog
 from greedynas_fast.runtime.metrics import MetricsLog, read_rows
 from greedynas_fast.runtime.progress import Progress
+from greedynas_fast.runtime.stopwatch import Stopwatch
 
 __all__ = [
     "CheckpointStore",
@@ -23,6 +24,7 @@ __all__ = [
     "MetricsLog",
     "Progress",
     "RunFolder",
+    "Stopwatch",
     "atomic_write",
     "generator",
     "make_deterministic",

@@ -18,7 +18,7 @@ from torch.nn import functional
 from greedynas_fast.config import RunConfig
 from greedynas_fast.errors import InputError
 from greedynas_fast.filter import TrainedFilter
-from greedynas_fast.runtime import seed_for
+from greedynas_fast.runtime import Stopwatch, seed_for
 from greedynas_fast.sampling import FilterSampler, PathBatch, UniformSampler
 from greedynas_fast.spaces import SearchSpace
 from greedynas_fast.stages.filter_update import TRAINING_STREAM, FilterUpdate, FilterUpdater
@@ -42,6 +42,7 @@ class Algorithm1:
         fallbacks: paths of the current queue that were taken although the filter calls them weak.
         kappa: of the last update that had one.
         stop_reason: why the training is over; None while it is not.
+        sampling: the time that drawing paths and comparing filters took in this process.
     """
 
     def __init__(
@@ -68,7 +69,10 @@ class Algorithm1:
         self.bank = ParameterBank(self.net)
         train = config.train
         self.optimizer = BankSGD(self.bank, train.momentum, train.weight_decay, clip_norm=train.grad_clip)
-        self.updater = FilterUpdater(space, train, config.filter, config.seed, lambda paths: score(self.net, paths))
+        self.sampling = Stopwatch()
+        self.updater = FilterUpdater(
+            space, train, config.filter, config.seed, lambda paths: score(self.net, paths), self.sampling
+        )
         self.step = 0
         self.updates = 0
         self.allowed = space.allowed
@@ -175,7 +179,8 @@ class Algorithm1:
 
     def _fill_queue(self) -> None:
         """Draw the paths of all steps up to the next update."""
-        batch = self._draw(self.schedule.next_update(self.step) - self.step)
+        with self.sampling:
+            batch = self._draw(self.schedule.next_update(self.step) - self.step)
         self._queue, self.fallbacks = batch.paths, batch.fallbacks
 
     def _draw(self, count: int) -> PathBatch:

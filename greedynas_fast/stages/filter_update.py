@@ -20,7 +20,7 @@ from greedynas_fast.filter import (
     similarity_matrices,
     train_filter,
 )
-from greedynas_fast.runtime import seed_for
+from greedynas_fast.runtime import Stopwatch, seed_for
 from greedynas_fast.spaces import SearchSpace
 
 Mask = npt.NDArray[np.bool_]
@@ -61,6 +61,7 @@ class FilterUpdater:
         filter_config: the filter's own.
         seed: of the run.
         score: validation losses [m] of paths [m, L] on the supernet as it is.
+        inference: takes the time of comparing filters.
     """
 
     space: SearchSpace
@@ -68,6 +69,7 @@ class FilterUpdater:
     filter_config: FilterConfig
     seed: int
     score: Callable[[Paths], npt.NDArray[np.float64]]
+    inference: Stopwatch
 
     def update(self, index: int, q: float, allowed: Mask, previous: TrainedFilter | None) -> FilterUpdate:
         """Score m paths, train the filter on the worst q of them, merge operations, compare with the last filter.
@@ -119,9 +121,10 @@ class FilterUpdater:
         """The row of metrics and the stop decision (Eq. 7; kappa corrects u for chance)."""
         u = kappa = None
         if previous is not None and not trained.collapsed and not previous.collapsed:
-            compared = agreement(
-                previous, trained, self._draw(AGREEMENT_STREAM, index, self.config.agreement_paths, allowed)
-            )
+            with self.inference:
+                compared = agreement(
+                    previous, trained, self._draw(AGREEMENT_STREAM, index, self.config.agreement_paths, allowed)
+                )
             u, kappa = compared.u, compared.kappa
         steadiness = {"agreement": u, "kappa": kappa, "never": None}[self.config.stop_on]
         stop = steadiness is not None and steadiness > self.config.agreement_threshold

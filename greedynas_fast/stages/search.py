@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from greedynas_fast.config import ConfigSource
-from greedynas_fast.runtime import Interrupt, LineLog, read_rows, seed_for, write_json
+from greedynas_fast.runtime import Interrupt, LineLog, Stopwatch, read_rows, seed_for, write_json
 from greedynas_fast.search import Record, Search
 from greedynas_fast.stages.choice import load_trained
 from greedynas_fast.stages.context import Reporter, StageContext, open_run
@@ -85,7 +85,8 @@ class _Search:
             with self.context.progress(STAGE, total, start=len(known)) as progress:
                 if known:
                     progress.message(f"going on after {len(known)} evaluations")
-                while len(paths := self.search.ask()):
+                proposing = Stopwatch()
+                while len(paths := self._ask(proposing)):
                     for path in paths:
                         if interrupt.requested:
                             raise KeyboardInterrupt
@@ -95,8 +96,13 @@ class _Search:
                         self.search.tell(path[None], scores.accuracy)
                         best = self.search.best()
                         progress.update(index + 1, generation=generation, best=best.accuracy, macs=best.macs)
+                progress.message(f"making and filtering proposals took {proposing.summary()}")
             if interrupt.requested:
                 raise KeyboardInterrupt
+
+    def _ask(self, proposing: Stopwatch) -> npt.NDArray[np.uint8]:
+        with proposing:
+            return self.search.ask()
 
     def finish(self) -> dict[str, Any]:
         """Write `best.json` and the final row."""

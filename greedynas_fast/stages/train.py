@@ -155,6 +155,7 @@ class _Training:
                     self._save(metrics, path_log)
                     raise KeyboardInterrupt
             self._save(metrics, path_log)
+            progress.message(f"sampling and filter inference took {algorithm.sampling.summary()}")
             if interrupt.requested:
                 raise KeyboardInterrupt
 

@@ -1,46 +1,117 @@
 #include "bindings.h"
 #include "paths/codec.h"
 #include "paths/key.h"
+#include "paths/key_set.h"
 #include "paths/proposals.h"
+#include "paths/sort.h"
+#include "paths/variation.h"
 
 namespace greedynas::bindings {
 
 namespace py = pybind11;
 
+namespace {
+
+using Released = py::call_guard<py::gil_scoped_release>;
+
+void bind_keys(py::module_& m) {
+  m.def(
+      "pack",
+      [](std::uintptr_t paths_address, std::int64_t n, int layers, std::uintptr_t keys) {
+        paths::pack(at<const std::uint8_t>(paths_address), n, layers, at<std::uint64_t>(keys));
+      },
+      py::arg("paths"), py::arg("n"), py::arg("layers"), py::arg("keys"), Released());
+  m.def(
+      "unpack",
+      [](std::uintptr_t keys, std::int64_t n, int layers, std::uintptr_t paths_address) {
+        paths::unpack(at<const std::uint64_t>(keys), n, layers, at<std::uint8_t>(paths_address));
+      },
+      py::arg("keys"), py::arg("n"), py::arg("layers"), py::arg("paths"), Released());
+  m.def(
+      "sort_keys", [](std::uintptr_t keys, std::int64_t n) { paths::sort_keys(at<std::uint64_t>(keys), n); },
+      py::arg("keys"), py::arg("n"), Released());
+  m.def(
+      "unique_keys",
+      [](std::uintptr_t keys, std::int64_t n, std::uintptr_t unique, std::uintptr_t first, std::uintptr_t inverse) {
+        return paths::unique_keys(at<const std::uint64_t>(keys), n, at<std::uint64_t>(unique), at<std::int64_t>(first),
+                                  at<std::int64_t>(inverse));
+      },
+      py::arg("keys"), py::arg("n"), py::arg("unique"), py::arg("first"), py::arg("inverse"), Released());
+}
+
+void bind_key_set(py::module_& m) {
+  using paths::KeySet;
+  py::class_<KeySet>(m, "KeySet", py::module_local())
+      .def(py::init<>())
+      .def(
+          "insert",
+          [](KeySet& set, std::uintptr_t keys, std::int64_t n, std::uintptr_t fresh) {
+            return set.insert(at<const std::uint64_t>(keys), n, at<std::uint8_t>(fresh));
+          },
+          py::arg("keys"), py::arg("n"), py::arg("fresh"), Released())
+      .def(
+          "contains",
+          [](const KeySet& set, std::uintptr_t keys, std::int64_t n, std::uintptr_t found) {
+            set.contains(at<const std::uint64_t>(keys), n, at<std::uint8_t>(found));
+          },
+          py::arg("keys"), py::arg("n"), py::arg("found"), Released())
+      .def("size", &KeySet::size, Released())
+      .def(
+          "export_keys",
+          [](const KeySet& set, std::uintptr_t out, std::int64_t capacity) {
+            return set.export_keys(at<std::uint64_t>(out), capacity);
+          },
+          py::arg("out"), py::arg("capacity"), Released());
+}
+
+void bind_draws(py::module_& m) {
+  m.def(
+      "propose",
+      [](std::uintptr_t allowed, int layers, int max_operations, std::uint64_t seed, std::uint32_t stream,
+         std::uint64_t start, std::int64_t count, std::uintptr_t paths_address) {
+        paths::propose(at<const std::uint8_t>(allowed), layers, max_operations, seed, stream, start, count,
+                       at<std::uint8_t>(paths_address));
+      },
+      py::arg("allowed"), py::arg("layers"), py::arg("max_operations"), py::arg("seed"), py::arg("stream"),
+      py::arg("start"), py::arg("count"), py::arg("paths"), Released());
+  m.def(
+      "propose_at",
+      [](std::uintptr_t allowed, int layers, int max_operations, std::uint64_t seed, std::uint32_t stream,
+         std::uintptr_t numbers, std::int64_t count, std::uintptr_t paths_address) {
+        paths::propose_at(at<const std::uint8_t>(allowed), layers, max_operations, seed, stream,
+                          at<const std::uint64_t>(numbers), count, at<std::uint8_t>(paths_address));
+      },
+      py::arg("allowed"), py::arg("layers"), py::arg("max_operations"), py::arg("seed"), py::arg("stream"),
+      py::arg("numbers"), py::arg("count"), py::arg("paths"), Released());
+  m.def(
+      "crossover",
+      [](std::uintptr_t parents, std::int64_t pairs, int layers, double probability, std::uint64_t seed,
+         std::uint32_t stream, std::uint64_t start, std::uintptr_t children) {
+        paths::crossover(at<const std::uint8_t>(parents), pairs, layers, probability, seed, stream, start,
+                         at<std::uint8_t>(children));
+      },
+      py::arg("parents"), py::arg("pairs"), py::arg("layers"), py::arg("probability"), py::arg("seed"),
+      py::arg("stream"), py::arg("start"), py::arg("children"), Released());
+  m.def(
+      "mutate",
+      [](std::uintptr_t paths_address, std::int64_t n, std::uintptr_t allowed, int layers, int max_operations,
+         double probability, std::uint64_t seed, std::uint32_t stream, std::uint64_t start, std::uintptr_t mutated) {
+        paths::mutate(at<const std::uint8_t>(paths_address), n, at<const std::uint8_t>(allowed), layers, max_operations,
+                      probability, seed, stream, start, at<std::uint8_t>(mutated));
+      },
+      py::arg("paths"), py::arg("n"), py::arg("allowed"), py::arg("layers"), py::arg("max_operations"),
+      py::arg("probability"), py::arg("seed"), py::arg("stream"), py::arg("start"), py::arg("mutated"), Released());
+}
+
+}  // namespace
+
 void bind_paths(py::module_& m) {
   m.attr("BITS_PER_OPERATION") = paths::kBitsPerOperation;
   m.attr("MAX_OPERATIONS") = paths::kMaxOperations;
   m.attr("MAX_LAYERS") = paths::kMaxLayers;
-  m.def(
-      "pack",
-      [](std::uintptr_t paths_address, std::int64_t n, int layers, std::uintptr_t keys_address) {
-        paths::pack(at<const std::uint8_t>(paths_address), n, layers, at<std::uint64_t>(keys_address));
-      },
-      py::arg("paths"), py::arg("n"), py::arg("layers"), py::arg("keys"), py::call_guard<py::gil_scoped_release>());
-  m.def(
-      "unpack",
-      [](std::uintptr_t keys_address, std::int64_t n, int layers, std::uintptr_t paths_address) {
-        paths::unpack(at<const std::uint64_t>(keys_address), n, layers, at<std::uint8_t>(paths_address));
-      },
-      py::arg("keys"), py::arg("n"), py::arg("layers"), py::arg("paths"), py::call_guard<py::gil_scoped_release>());
-  m.def(
-      "propose",
-      [](std::uintptr_t allowed_address, int layers, int max_operations, std::uint64_t seed, std::uint32_t stream,
-         std::uint64_t start, std::int64_t count, std::uintptr_t paths_address) {
-        paths::propose(at<const std::uint8_t>(allowed_address), layers, max_operations, seed, stream, start, count,
-                       at<std::uint8_t>(paths_address));
-      },
-      py::arg("allowed"), py::arg("layers"), py::arg("max_operations"), py::arg("seed"), py::arg("stream"),
-      py::arg("start"), py::arg("count"), py::arg("paths"), py::call_guard<py::gil_scoped_release>());
-  m.def(
-      "propose_at",
-      [](std::uintptr_t allowed_address, int layers, int max_operations, std::uint64_t seed, std::uint32_t stream,
-         std::uintptr_t numbers_address, std::int64_t count, std::uintptr_t paths_address) {
-        paths::propose_at(at<const std::uint8_t>(allowed_address), layers, max_operations, seed, stream,
-                          at<const std::uint64_t>(numbers_address), count, at<std::uint8_t>(paths_address));
-      },
-      py::arg("allowed"), py::arg("layers"), py::arg("max_operations"), py::arg("seed"), py::arg("stream"),
-      py::arg("numbers"), py::arg("count"), py::arg("paths"), py::call_guard<py::gil_scoped_release>());
+  bind_keys(m);
+  bind_key_set(m);
+  bind_draws(m);
 }
 
 }  // namespace greedynas::bindings

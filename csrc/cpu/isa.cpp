@@ -16,8 +16,7 @@ namespace {
 bool tiles_permitted() {
 #ifdef __linux__
   // The kernel gives the 8 KiB of tile state only to a process that asks (arch_prctl, ARCH_REQ_XCOMP_PERM, XTILEDATA).
-  static const bool permitted = syscall(SYS_arch_prctl, 0x1023, 18) == 0;
-  return permitted;
+  return syscall(SYS_arch_prctl, 0x1023, 18) == 0;
 #else
   return false;
 #endif
@@ -33,11 +32,16 @@ bool has_avx512() {
          __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
 }
 
-bool has_amx() {
+bool find_amx() {
   unsigned a = 7, b = 0, c = 0, d = 0;
   __asm__ volatile("cpuid" : "+a"(a), "=b"(b), "+c"(c), "=d"(d));
   constexpr unsigned kTileAndBf16 = (1U << 24) | (1U << 22);
   return has_avx512() && (d & kTileAndBf16) == kTileAndBf16 && tiles_permitted();
+}
+
+bool has_amx() {
+  static const bool found = find_amx();  // once: in a virtual machine cpuid is slow
+  return found;
 }
 #endif
 

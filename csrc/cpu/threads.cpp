@@ -12,6 +12,7 @@
 #include <mutex>
 #include <stdexcept>
 #include <string>
+#include <system_error>
 #include <thread>
 #include <vector>
 
@@ -25,6 +26,18 @@ namespace {
 constexpr int kMaxThreads = 1024;
 
 thread_local bool inside_body = false;
+
+// Marks the thread as being inside a body, also where the body throws.
+class Inside {
+ public:
+  Inside() { inside_body = true; }
+  ~Inside() { inside_body = before_; }
+  Inside(const Inside&) = delete;
+  Inside& operator=(const Inside&) = delete;
+
+ private:
+  const bool before_ = inside_body;
+};
 
 struct Job {
   std::int64_t count, grain;
@@ -54,11 +67,13 @@ class Pool {
   }
 
  private:
-  void start(int helpers) {
+  // A system that gives no more threads is no error: the caller works through all ranges itself if need be.
+  void start(int helpers) try {
     while (workers_ < std::min(helpers, kMaxThreads)) {
       std::thread([this] { serve(); }).detach();
       ++workers_;
     }
+  } catch (const std::system_error&) {
   }
 
   [[noreturn]] void serve() {
@@ -87,13 +102,12 @@ class Pool {
       job.next = end;
       lock.unlock();
       std::exception_ptr error;
-      inside_body = true;
       try {
+        const Inside inside;
         (*job.body)(begin, end);
       } catch (...) {
         error = std::current_exception();
       }
-      inside_body = false;
       lock.lock();
       if (error && !job.error) job.error = error;
       if (error) job.next = job.count;
@@ -101,7 +115,7 @@ class Pool {
     if (--job.at_work == 0) job.done.notify_all();
   }
 
-  Pool* const before_fork_;  // kept so that leak checkers see it
+  [[maybe_unused]] Pool* const before_fork_;  // kept so that leak checkers see it
   std::mutex mutex_;
   std::condition_variable wake_;
   std::deque<Job*> jobs_;
@@ -152,6 +166,7 @@ void parallel_for(std::int64_t count, std::int64_t grain, int threads,
   if (count <= 0) return;
   grain = std::max<std::int64_t>(grain, 1);
   if (threads <= 1 || inside_body || count <= grain) {
+    const Inside inside;
     for (std::int64_t begin = 0; begin < count; begin += grain) body(begin, std::min(begin + grain, count));
     return;
   }

@@ -1,7 +1,8 @@
 // A bounded pool of threads that sleep when there is nothing to do.
 //
 // Callers work too: a call with T threads uses at most T - 1 of the pool. Several callers may be at work at once; they
-// share the pool. After a fork the child starts with an empty pool.
+// share the pool. After a fork the child starts with an empty pool; one that was forked inside a body may use it, but
+// must not return from that body.
 #pragma once
 
 #include <cstdint>

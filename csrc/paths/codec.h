@@ -1,4 +1,5 @@
-// Batched packing of paths into 128-bit keys and back.
+// Batched packing of paths into 128-bit keys and back, with the instruction set of cpu/isa.h, large batches on several
+// threads. Nothing outside the arrays is read or written.
 #pragma once
 
 #include <cstdint>
@@ -11,7 +12,7 @@ namespace greedynas::paths {
 void pack(const std::uint8_t* paths, std::int64_t n, int layers, std::uint64_t* keys);
 
 // The inverse. Throws std::invalid_argument for a number of layers outside 1..kMaxLayers, and for a key whose bits
-// below the last layer are not zero: it was packed from longer paths.
+// below the last layer are not zero: it was packed from longer paths; `paths` may then be partly written.
 void unpack(const std::uint64_t* keys, std::int64_t n, int layers, std::uint8_t* paths);
 
 }  // namespace greedynas::paths

@@ -27,7 +27,7 @@ from pymoo.problems.static import StaticProblem
 from greedynas_fast.sampling.philox import generator
 from greedynas_fast.sampling.protocol import Mask, Paths
 from greedynas_fast.search.config import SearchConfig
-from greedynas_fast.search.operators import Mutation, UniformCrossover
+from greedynas_fast.search.operators import Variation
 from greedynas_fast.search.random_search import RandomProposals
 from greedynas_fast.search.screen import Batch, Screen
 
@@ -39,7 +39,7 @@ class NSGA2Proposals:
 
     def __init__(self, allowed: Mask, config: SearchConfig, screen: Screen, random: RandomProposals, seed: int) -> None:
         self._allowed, self._config, self._random, self._seed = allowed, config, random, seed
-        self._mating = _Mating(allowed, config, screen, random)
+        self._mating = _Mating(allowed, config, screen, random, seed)
         self._algorithm: Any = None
         self._asked: Any = None
 
@@ -81,11 +81,11 @@ class NSGA2Proposals:
 class _Mating:
     """Children of parents that won a tournament; takes the place of pymoo's `Mating`."""
 
-    def __init__(self, allowed: Mask, config: SearchConfig, screen: Screen, random: RandomProposals) -> None:
+    def __init__(self, allowed: Mask, config: SearchConfig, screen: Screen, random: RandomProposals, seed: int) -> None:
         self._config, self._screen, self._random, self._num_layers = config, screen, random, len(allowed)
         self._selection = TournamentSelection(func_comp=binary_tournament)
-        self._crossover = UniformCrossover(config.crossover_probability)
-        self._mutation = Mutation(allowed, config.mutation_probability)
+        self._vary = Variation(allowed, config, seed)
+        self._generation = 0
 
     def do(
         self, problem: Any, pop: Any, n_offsprings: int, *, algorithm: Any, random_state: np.random.Generator
@@ -93,6 +93,7 @@ class _Mating:
         """At most `n_offsprings` new individuals, random ones where breeding finds too few."""
         batch = Batch(n_offsprings, self._num_layers)
         paths: Paths = pop.get("X")
+        bred = 0
         for _ in range(self._config.max_rounds):
             if not batch.missing:
                 break
@@ -100,7 +101,8 @@ class _Mating:
             parents = self._selection.do(
                 problem, pop, pairs, 2, to_pop=False, algorithm=algorithm, random_state=random_state
             )
-            children = self._crossover(paths[parents], random_state)
-            self._screen.take(self._mutation(children, random_state), batch)
+            self._screen.take(self._vary(paths[parents], self._generation, bred), batch)
+            bred += pairs
+        self._generation += 1
         self._random.fill(batch)
         return Population.new(X=batch.paths)

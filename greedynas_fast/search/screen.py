@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from greedynas_fast.errors import InputError
+from greedynas_fast.paths import Keys, KeySet, pack
 from greedynas_fast.sampling.arrays import as_array
 from greedynas_fast.sampling.protocol import Mask, Paths
 from greedynas_fast.search.config import SearchConfig
@@ -48,7 +49,7 @@ class Screen:
         """
         self.counts = ScreenCounts()
         self._space, self._config, self._is_weak = space, config, is_weak
-        self._seen: set[bytes] = set()
+        self._seen = KeySet()
         macs = space.op_costs()[1]
         smallest = space.fixed_cost().macs + int(np.where(allowed, macs, np.iinfo(np.int64).max).min(axis=1).sum())
         if config.max_macs is not None and smallest > config.max_macs:
@@ -64,7 +65,7 @@ class Screen:
 
     def remember(self, paths: Paths) -> None:
         """Count these paths as evaluated."""
-        self._seen.update(self._keys(paths))
+        self._seen.add(self._keys(paths))
 
     def take(self, proposals: Paths, batch: Batch, *, filtered: bool = True) -> None:
         """Add to `batch` the proposals that may be evaluated, in their order, until it is full.
@@ -79,12 +80,9 @@ class Screen:
         """
         self.counts.proposals += len(proposals)
         keys = self._keys(proposals)
-        fresh: dict[bytes, int] = {}
-        for index, key in enumerate(keys):
-            if key not in self._seen and key not in batch.keys:
-                fresh.setdefault(key, index)
-        self.counts.duplicates += len(proposals) - len(fresh)
-        chosen = np.fromiter(fresh.values(), dtype=np.intp, count=len(fresh))
+        chosen = np.flatnonzero(~(self._seen.contains(keys) | batch.keys.contains(keys)))
+        chosen = chosen[KeySet().add(keys[chosen])]  # the first of equal ones
+        self.counts.duplicates += len(proposals) - len(chosen)
         if self._config.max_macs is not None and len(chosen):
             fits = self._space.costs(proposals[chosen])[1] <= self._config.max_macs
             self.counts.over_limit += int(np.count_nonzero(~fits))
@@ -96,12 +94,11 @@ class Screen:
         chosen = chosen[: batch.missing]
         if not filtered:
             self.counts.relaxed += len(chosen)
-        batch.add(proposals[chosen], [keys[index] for index in chosen])
+        batch.add(proposals[chosen], keys[chosen])
 
-    def _keys(self, paths: Paths) -> list[bytes]:
-        """What makes two paths count as equal."""
-        rows = self._space.canonical(paths) if self._config.unique_networks and len(paths) else paths
-        return [row.tobytes() for row in np.ascontiguousarray(rows, dtype=np.uint8)]
+    def _keys(self, paths: Paths) -> Keys:
+        """What makes two paths count as equal, uint64 [n, 2]."""
+        return pack(self._space.canonical(paths) if self._config.unique_networks and len(paths) else paths)
 
     def _weak(self, paths: Paths) -> npt.NDArray[np.bool_]:
         assert self._is_weak is not None
@@ -118,7 +115,7 @@ class Batch:
 
     def __init__(self, size: int, num_layers: int) -> None:
         self.size = size
-        self.keys: set[bytes] = set()
+        self.keys = KeySet()
         self._parts: list[Paths] = [np.empty((0, num_layers), dtype=np.uint8)]
 
     @property
@@ -131,7 +128,7 @@ class Batch:
         """The paths so far, uint8 [n, L]."""
         return np.concatenate(self._parts)
 
-    def add(self, paths: Paths, keys: Iterable[bytes]) -> None:
+    def add(self, paths: Paths, keys: Keys) -> None:
         """Add paths that are known to be new."""
         self._parts.append(paths)
-        self.keys.update(keys)
+        self.keys.add(keys)

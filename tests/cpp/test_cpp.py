@@ -1,4 +1,4 @@
-"""Builds the C++ unit tests under AddressSanitizer and UndefinedBehaviorSanitizer and runs them through CTest."""
+"""Builds the C++ unit tests under the sanitizers and runs them through CTest."""
 
 import shutil
 import subprocess
@@ -10,7 +10,8 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.mark.skipif(not (ROOT / "CMakeLists.txt").exists(), reason="the C++ sources are not beside the tests")
-def test_cpp_unit_tests_pass_under_sanitizers(tmp_path: Path) -> None:
+@pytest.mark.parametrize("sanitizers", ["address,undefined", "thread"])
+def test_cpp_unit_tests_pass_under_sanitizers(sanitizers: str, tmp_path: Path) -> None:
     cmake, ctest = shutil.which("cmake"), shutil.which("ctest")
     assert cmake is not None, "cmake is missing: pip install '.[test]' brings it"
     assert ctest is not None, "ctest is missing: pip install '.[test]' brings it"
@@ -18,7 +19,7 @@ def test_cpp_unit_tests_pass_under_sanitizers(tmp_path: Path) -> None:
     options = [
         "-DGREEDYNAS_PYTHON=OFF",
         "-DGREEDYNAS_TESTS=ON",
-        "-DGREEDYNAS_SANITIZE=address,undefined",
+        f"-DGREEDYNAS_SANITIZE={sanitizers}",
         "-DCMAKE_BUILD_TYPE=Debug",
     ]
     for command in (
@@ -27,4 +28,6 @@ def test_cpp_unit_tests_pass_under_sanitizers(tmp_path: Path) -> None:
         [ctest, "--test-dir", str(build), "--output-on-failure", "--no-tests=error"],
     ):
         done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if "ThreadSanitizer: unexpected memory mapping" in done.stdout:
+            pytest.skip("this compiler's ThreadSanitizer does not run on this kernel (vm.mmap_rnd_bits)")
         assert done.returncode == 0, done.stdout + done.stderr

@@ -1,12 +1,12 @@
-"""Packing and proposals against plain Python integers."""
+"""Packing against plain Python integers, with every instruction set."""
 
 import hypothesis.extra.numpy as hnp
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from greedynas_fast import paths
+from greedynas_fast import _core, paths
 from greedynas_fast.errors import InputError
 
 batches = st.tuples(st.integers(0, 20), st.integers(1, paths.MAX_LAYERS)).flatmap(
@@ -22,11 +22,77 @@ def key_of(path: np.ndarray) -> int:
     return number << (128 - 5 * len(path))
 
 
+def bit_keys(batch: np.ndarray) -> np.ndarray:
+    """The oracle for many paths: their bits one after the other, filled up to 128."""
+    bits = np.unpackbits(batch[:, :, None], axis=2)[:, :, 3:].reshape(len(batch), 5 * batch.shape[1])
+    filled = np.pad(bits, ((0, 0), (0, 128 - bits.shape[1])))
+    return np.packbits(filled, axis=1).view(">u8").astype(np.uint64)
+
+
+@pytest.fixture(params=[level for level in _core.build_info()["cpu_levels"] if _core.cpu_isa_available(level)])
+def level(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.setenv("GREEDYNAS_CPU_ISA", request.param)
+    assert _core.cpu_isa() == request.param
+    return str(request.param)
+
+
+@pytest.mark.usefixtures("level")
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(batches)
 def test_keys_are_base_32_numbers_and_come_back(batch: np.ndarray) -> None:
     keys = paths.pack(batch)
     assert [(int(high) << 64) | int(low) for high, low in keys] == [key_of(path) for path in batch]
     np.testing.assert_array_equal(paths.unpack(keys, batch.shape[1]), batch)
+
+
+@pytest.mark.usefixtures("level")
+@pytest.mark.parametrize("layers", range(1, paths.MAX_LAYERS + 1))
+def test_every_number_of_layers(layers: int) -> None:
+    rng = np.random.default_rng(layers)
+    for n in (0, 1, 3, 257):
+        batch = rng.integers(0, 32, (n, layers), dtype=np.uint8)
+        keys = paths.pack(batch)
+        assert (keys.shape, keys.dtype) == ((n, 2), np.uint64)
+        np.testing.assert_array_equal(keys, bit_keys(batch))
+        np.testing.assert_array_equal(paths.unpack(keys, layers), batch)
+    batch[200, layers - 1] = 32
+    with pytest.raises(InputError, match=f"path 200 has operation 32 at layer {layers - 1}"):
+        paths.pack(batch)
+    keys[100, 1] |= np.uint64(1)
+    with pytest.raises(InputError, match=f"key 100 holds more than {layers} layers"):
+        paths.unpack(keys, layers)
+
+
+@pytest.mark.usefixtures("level")
+def test_a_million_paths_on_several_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GREEDYNAS_NUM_THREADS", "3")
+    batch = np.random.default_rng(0).integers(0, 21, (1_000_000, 21), dtype=np.uint8)
+    keys = paths.pack(batch)
+    for begin in range(0, len(batch), 200_000):
+        part = slice(begin, begin + 2_000)
+        np.testing.assert_array_equal(keys[part], bit_keys(batch[part]))
+    np.testing.assert_array_equal(paths.unpack(keys, 21), batch)
+    for row in (900_000, 40_000):  # the first one is named, whichever thread comes first
+        batch[row, 20] = 255
+        with pytest.raises(InputError, match=f"path {row} has operation 255 at layer 20"):
+            paths.pack(batch)
+
+
+@pytest.mark.usefixtures("level")
+def test_columns_and_steps_of_larger_arrays() -> None:
+    batch = np.random.default_rng(1).integers(0, 32, (30, 60), dtype=np.uint8)
+    for view in (batch[::3, 5:20], batch[::-1, :25], batch[:, ::-3], np.asfortranarray(batch[:, :9]), batch[4:4, :7]):
+        np.testing.assert_array_equal(paths.pack(view), bit_keys(np.ascontiguousarray(view)))
+    keys = paths.pack(batch[:, :21])
+    wide = np.zeros((30, 4), dtype=np.uint64)
+    wide[:, 1:3] = keys
+    np.testing.assert_array_equal(paths.unpack(wide[::2, 1:3], 21), batch[::2, :21])
+
+
+def test_an_unknown_level_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GREEDYNAS_CPU_ISA", "sse9")
+    with pytest.raises(InputError, match="GREEDYNAS_CPU_ISA is sse9; this build has portable"):
+        paths.pack(np.zeros((1, 3), np.uint8))
 
 
 @given(batches)
@@ -68,44 +134,3 @@ def test_unpack_refuses() -> None:
         paths.unpack(keys.astype(np.int64), 5)
     with pytest.raises(InputError, match="num_layers must be 1 to 25, got 26"):
         paths.unpack(keys, 26)
-
-
-@given(
-    hnp.arrays(np.bool_, st.tuples(st.integers(1, 25), st.integers(1, 32))),
-    st.integers(0, 2**64 - 1),
-    st.integers(0, 2**32 - 1),
-    st.integers(0, 2**63),
-    st.integers(1, 30),
-)
-def test_a_proposal_depends_on_its_index_alone(mask: np.ndarray, seed: int, stream: int, start: int, cut: int) -> None:
-    mask[:, 0] = True
-    whole = paths.propose(mask, seed, stream, start, 31)
-    parts = [paths.propose(mask, seed, stream, start, cut), paths.propose(mask, seed, stream, start + cut, 31 - cut)]
-    np.testing.assert_array_equal(np.concatenate(parts), whole)
-    assert mask[np.arange(mask.shape[0]), whole].all()
-
-
-@pytest.mark.parametrize("operations", [1, 2, 3, 13, 21, 32])
-def test_proposals_are_uniform_over_the_mask(operations: int) -> None:
-    rng = np.random.default_rng(operations)
-    mask = np.zeros((6, 32), dtype=bool)
-    for layer in range(6):
-        mask[layer, rng.permutation(32)[:operations]] = True
-    n = 40_000
-    drawn = paths.propose(mask, 3, 1, 0, n)
-    for layer in range(6):
-        counts = np.bincount(drawn[:, layer], minlength=32)[mask[layer]]
-        chi_square = float(((counts - n / operations) ** 2 / (n / operations)).sum())
-        # Mean k-1, standard deviation sqrt(2(k-1)); fixed seeds, so this cannot flake.
-        assert chi_square <= (operations - 1) + 4.5 * np.sqrt(2 * operations)
-
-
-def test_propose_refuses() -> None:
-    with pytest.raises(InputError, match="layer 1 has no allowed operation"):
-        paths.propose(np.array([[True, True], [False, False]]), 0, 0, 0, 1)
-    with pytest.raises(InputError, match="allowed must be bool"):
-        paths.propose(np.ones((2, 2)), 0, 0, 0, 1)
-    with pytest.raises(InputError, match="seed must be 0 to"):
-        paths.propose(np.ones((2, 2), bool), -1, 0, 0, 1)
-    with pytest.raises(InputError, match="at most 25 layers by 32 operations"):
-        paths.propose(np.ones((26, 2), bool), 0, 0, 0, 1)

@@ -14,7 +14,7 @@ from search_toys import run, separable, toy_space
 
 from greedynas_fast import spaces
 from greedynas_fast.search import Record, Search, SearchConfig
-from greedynas_fast.search.operators import Mutation, UniformCrossover
+from greedynas_fast.search.operators import Variation
 from greedynas_fast.search.records import pareto
 
 TABLE = Path(__file__).parents[3] / "shared" / "nas_bench_macro" / "nas-bench-macro_cifar10.json"
@@ -106,23 +106,39 @@ def test_best_prefers_accuracy_then_macs_then_age() -> None:
     assert other.best().path.tolist() == first
 
 
+def variation(allowed: np.ndarray, crossover: float, mutation: float) -> Variation:
+    config = SearchConfig(method="random", crossover_probability=crossover, mutation_probability=mutation)
+    return Variation(allowed, config, seed=1)
+
+
 def test_crossover_takes_each_operation_from_a_parent() -> None:
+    allowed = np.ones((6, 5), dtype=bool)
     parents = np.random.default_rng(0).integers(0, 5, (500, 2, 6)).astype(np.uint8)
-    children = UniformCrossover(1.0)(parents, np.random.default_rng(1)).reshape(500, 2, 6)
+    children = variation(allowed, 1.0, 0.0)(parents, 3, 0).reshape(500, 2, 6)
     np.testing.assert_array_equal(np.sort(children, axis=1), np.sort(parents, axis=1))
     moved = (children != parents)[:, 0][parents[:, 0] != parents[:, 1]].mean()
     assert moved == pytest.approx(0.5, abs=0.05)
-    same = UniformCrossover(0.0)(parents, np.random.default_rng(1))
+    same = variation(allowed, 0.0, 0.0)(parents, 3, 0)
     np.testing.assert_array_equal(same, parents.reshape(1000, 6))
 
 
 def test_mutation_is_uniform_over_the_other_allowed_operations() -> None:
     allowed = np.array([[1, 0, 1, 1, 1], [0, 0, 1, 0, 0], [1, 1, 0, 0, 0]], dtype=bool)
-    paths = np.tile(np.array([3, 2, 0], dtype=np.uint8), (8000, 1))
-    mutated = Mutation(allowed, 0.3)(paths, np.random.default_rng(2))
+    parents = np.tile(np.array([3, 2, 0], dtype=np.uint8), (4000, 2, 1))
+    mutated = variation(allowed, 0.5, 0.3)(parents, 0, 0)  # equal parents: crossing them changes nothing
     assert (mutated[:, 1] == 2).all()
     shares = np.bincount(mutated[:, 0], minlength=5) / 8000
     np.testing.assert_allclose(shares, [0.1, 0, 0.1, 0.7, 0.1], atol=0.015)
     np.testing.assert_allclose((mutated[:, 2] == 1).mean(), 0.3, atol=0.02)
-    np.testing.assert_array_equal(Mutation(allowed, 0.0)(paths, np.random.default_rng(2)), paths)
-    assert (Mutation(allowed, 1.0)(paths, np.random.default_rng(2))[:, [0, 2]] != paths[:, [0, 2]]).all()
+    np.testing.assert_array_equal(variation(allowed, 0.5, 0.0)(parents, 0, 0), parents.reshape(8000, 3))
+    always = variation(allowed, 0.5, 1.0)(parents, 0, 0)
+    assert (always[:, [0, 2]] != parents.reshape(8000, 3)[:, [0, 2]]).all()
+
+
+def test_variation_is_numbered_by_generation_and_pair() -> None:
+    vary = variation(np.ones((8, 7), dtype=bool), 0.9, 0.2)
+    parents = np.random.default_rng(0).integers(0, 7, (60, 2, 8)).astype(np.uint8)
+    whole = vary(parents, 5, 0)
+    np.testing.assert_array_equal(np.concatenate([vary(parents[:13], 5, 0), vary(parents[13:], 5, 13)]), whole)
+    assert (vary(parents, 6, 0) != whole).any(axis=1).mean() > 0.5
+    assert (vary(parents, 5, 60) != whole).any(axis=1).mean() > 0.5

@@ -10,13 +10,14 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from greedynas_fast import paths
 from greedynas_fast.errors import InputError
-from greedynas_fast.filter import FilterEngine, RejectionRequest
+from greedynas_fast.filter import FilterEngine, Rejection, RejectionRequest
 from greedynas_fast.sampling.chunked import ChunkedRejection, ScoringEngine
 from greedynas_fast.sampling.mask import check_count, check_identity, check_key, check_mask, identity
-from greedynas_fast.sampling.protocol import PathBatch
+from greedynas_fast.sampling.protocol import PathBatch, Paths
 from greedynas_fast.spaces import SearchSpace
 
 PROPOSALS_PER_PATH = 1000  # ten times what the strictest published filter (q = 0.99) needs on average
@@ -58,6 +59,7 @@ class FilterSampler:
         stream: int = 0,
         max_proposals: int | None = None,
         strict: bool = False,
+        unique: bool = False,
         chunk_size: int = 2048,
     ) -> None:
         """Make a sampler.
@@ -72,6 +74,8 @@ class FilterSampler:
             stream: 0 .. 2**32 - 1.
             max_proposals: proposals that one call may look at; None is 1,000 for each path that is asked for.
             strict: raise `RejectionError` when they do not suffice, instead of taking the best rejected ones.
+            unique: draw without replacement: a path that this sampler has returned before is not accepted again. When
+                `max_proposals` do not suffice, `RejectionError` is raised, as in strict mode.
             chunk_size: proposals that are scored together by an engine that is not compiled; affects the speed only.
 
         Raises:
@@ -89,6 +93,7 @@ class FilterSampler:
             raise InputError("chunk_size must be at least 1, got 0.")
         self._loop = engine if isinstance(engine, FilterEngine) else ChunkedRejection(engine, chunk_size)
         self._next = 0
+        self._returned = paths.KeySet() if unique else None
 
     def sample(self, n: int) -> PathBatch:
         """Find the next `n` accepted paths.
@@ -102,36 +107,62 @@ class FilterSampler:
             by that value and then by number; `fallbacks` counts them.
 
         Raises:
-            RejectionError: in strict mode, when `max_proposals` do not suffice; the state is then unchanged.
+            RejectionError: in strict mode or without replacement, when `max_proposals` do not suffice; the state is
+                then unchanged.
             InputError: `n` is no count, or above `max_proposals`; the engine gave wrong shapes, NaN or infinities.
         """
         n = check_count(n)
         limit = n * PROPOSALS_PER_PATH if self.max_proposals is None else self.max_proposals
-        if limit < n and not self.strict:
+        strict = self.strict or self._returned is not None
+        if limit < n and not strict:
             raise InputError(f"max_proposals is {limit}, which can never give the {n} paths that were asked for.")
-        request = RejectionRequest(
-            self.allowed,
-            self.seed,
-            self.stream,
-            start=self._next,
-            wanted=n,
-            limit=limit,
-            threshold=self.threshold,
-            want_fallbacks=not self.strict,
-        )
-        found = self._loop.reject(request)
+        if self._returned is not None:
+            return self._without_replacement(n, limit, self._returned)
+        found = self._reject(self._next, n, limit, want_fallbacks=not strict)
         accepted, missing = len(found.accepted), n - len(found.accepted)
-        if missing and self.strict:
+        if missing and strict:
             raise RejectionError(n, accepted, found.proposals)
         self._next += found.proposals
-        numbers = np.concatenate([found.accepted, found.fallbacks])
-        drawn = paths.propose_at(self.allowed, self.seed, self.stream, numbers)
-        acceptance = accepted / found.proposals if found.proposals else 1.0
-        return PathBatch(drawn, found.proposals, acceptance, fallbacks=missing)
+        drawn = self._paths(np.concatenate([found.accepted, found.fallbacks]))
+        return PathBatch(drawn, found.proposals, _share(accepted, found.proposals), fallbacks=missing)
+
+    def _without_replacement(self, n: int, limit: int, returned: paths.KeySet) -> PathBatch:
+        """Rounds of as many accepted paths as are missing; those that were returned before are left out."""
+        new = paths.KeySet()
+        drawn = [self._paths(np.empty(0, dtype=np.uint64))]
+        proposals = 0
+        while len(new) < n:
+            found = self._reject(self._next + proposals, n - len(new), limit - proposals)
+            proposals += found.proposals
+            candidates = self._paths(found.accepted)
+            keys = paths.pack(candidates)
+            unknown = ~returned.contains(keys)
+            unknown[unknown] = new.add(keys[unknown])
+            drawn.append(candidates[unknown])
+            if len(new) < n and proposals == limit:
+                raise RejectionError(n, len(new), proposals)
+        returned.add(new.keys())
+        self._next += proposals
+        return PathBatch(np.concatenate(drawn), proposals, _share(n, proposals))
+
+    def _reject(self, start: int, wanted: int, limit: int, *, want_fallbacks: bool = False) -> Rejection:
+        request = RejectionRequest(
+            self.allowed, self.seed, self.stream, start, wanted, limit, self.threshold, want_fallbacks
+        )
+        return self._loop.reject(request)
+
+    def _paths(self, numbers: npt.NDArray[np.uint64]) -> Paths:
+        return paths.propose_at(self.allowed, self.seed, self.stream, numbers)
 
     def state_dict(self) -> dict[str, Any]:
-        """The number of the next proposal, and whose state it is. Engine and threshold belong to the caller."""
-        return {**identity("filter", self.seed, self.stream, self.allowed), "next": self._next}
+        """The number of the next proposal, the paths returned if that matters, and whose state it is.
+
+        Engine and threshold belong to the caller.
+        """
+        state = {**self._identity(), "next": self._next}
+        if self._returned is not None:
+            state["returned"] = torch.from_numpy(self._returned.keys().view(np.int64))
+        return state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on at the proposal number in `state`.
@@ -139,5 +170,16 @@ class FilterSampler:
         Raises:
             InputError: the state belongs to another sampler.
         """
-        check_identity(state, identity("filter", self.seed, self.stream, self.allowed))
+        check_identity(state, self._identity())
         self._next = check_count(state["next"], "sampler state: next")
+        if self._returned is not None:
+            self._returned = paths.KeySet()
+            self._returned.add(state["returned"].numpy().view(np.uint64))
+
+    def _identity(self) -> dict[str, Any]:
+        kind = "filter" if self._returned is None else "filter without replacement"
+        return identity(kind, self.seed, self.stream, self.allowed)
+
+
+def _share(accepted: int, proposals: int) -> float:
+    return accepted / proposals if proposals else 1.0

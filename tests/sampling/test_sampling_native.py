@@ -13,7 +13,7 @@ import pytest
 import torch
 from sampling_toys import toy_space
 
-from greedynas_fast import spaces
+from greedynas_fast import paths, spaces
 from greedynas_fast.errors import InputError
 from greedynas_fast.filter import FilterEngine, PathFilter
 from greedynas_fast.sampling import FilterSampler, RejectionError
@@ -135,6 +135,32 @@ def test_an_interrupt_stops_the_loop() -> None:
         signal.signal(signal.SIGALRM, previous)
     assert time.monotonic() - began_s < 30
     assert sampler.state_dict()["next"] == 0
+
+
+def test_without_replacement() -> None:
+    """What the sampler with replacement draws, each path at its first occurrence."""
+    space = toy_space(2, 3, 3)
+    engine = make_engine(space)
+    threshold = quantile(engine, space, 0.5)
+    repeated = FilterSampler(space, engine, threshold=threshold, seed=3).sample(300).paths
+    keys = paths.unique_keys(paths.pack(repeated))
+    expected = repeated[np.sort(keys.first)]
+    sampler = FilterSampler(space, engine, threshold=threshold, seed=3, unique=True)
+    first = sampler.sample(4)
+    other = FilterSampler(space, engine, threshold=threshold, seed=3, unique=True)
+    other.load_state_dict(sampler.state_dict())
+    rest = other.sample(len(expected) - 4)
+    np.testing.assert_array_equal(np.concatenate([first.paths, rest.paths]), expected)
+    assert first.proposals >= 4
+    before = other.state_dict()
+    with pytest.raises(RejectionError, match="accepted 0 of 1000 proposals, 1 were asked for"):
+        other.sample(1)
+    after = other.state_dict()
+    assert torch.equal(before.pop("returned"), after.pop("returned"))
+    assert before == after
+    assert other.sample(0).paths.shape == (0, 3)
+    with pytest.raises(InputError, match="kind is 'filter without replacement'"):
+        FilterSampler(space, engine, threshold=threshold, seed=3).load_state_dict(other.state_dict())
 
 
 def test_an_engine_of_another_space_is_refused() -> None:

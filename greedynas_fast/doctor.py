@@ -68,7 +68,7 @@ def examine() -> dict[str, Any]:
         "gpu": gpu,
         "threads": _threads(),
         "problems": problems,
-        "next": "pip install . in the source folder" if core["error"] else "greedynas-fast run --preset sample",
+        "next": "pip install . in the source folder" if "compiler" not in core else "greedynas-fast run --preset sample",
     }
 
 
@@ -105,12 +105,18 @@ def levels_found(flags: frozenset[str]) -> list[str]:
 
 
 def _core() -> dict[str, Any]:
-    """`build_info` of the compiled module, or why it cannot be loaded."""
+    """`build_info` of the compiled module, and what it uses here; or why it cannot be loaded or used."""
     try:
-        info = importlib.import_module("greedynas_fast._core").build_info()
+        core = importlib.import_module("greedynas_fast._core")
+        info = core.build_info()
     except (ImportError, OSError, AttributeError) as error:
         return {"error": f"the compiled core cannot be loaded ({error}); install with `pip install .`"}
-    return {"error": None, **{key: list(value) if isinstance(value, tuple) else value for key, value in info.items()}}
+    found = {key: list(value) if isinstance(value, tuple) else value for key, value in info.items()}
+    try:
+        used = {"isa": core.cpu_isa(), "threads": core.num_threads()}
+    except ValueError as error:  # of an environment variable
+        return {"error": str(error), **found, "isa": None, "threads": None}
+    return {"error": None, **found, **used}
 
 
 def _cpu() -> dict[str, Any]:
@@ -153,7 +159,7 @@ def _threads() -> dict[str, Any]:
         torch_threads = importlib.import_module("torch").get_num_threads()
     except (ImportError, OSError, AttributeError):
         torch_threads = None
-    names = ("OMP_NUM_THREADS", "OMP_WAIT_POLICY")
+    names = ("OMP_NUM_THREADS", "OMP_WAIT_POLICY", "GREEDYNAS_NUM_THREADS", "GREEDYNAS_CPU_ISA")
     return {"torch": torch_threads, **{name: os.environ.get(name) for name in names}}
 
 
@@ -162,11 +168,11 @@ def _cores() -> int:
 
 
 def _core_line(core: dict[str, Any]) -> str:
-    if core["error"]:
+    if "compiler" not in core:
         return "missing"
     architectures = " ".join(core["cuda_architectures"])
     cuda = f"CUDA for {architectures}" if core["cuda"] else "without CUDA"
-    return f"{core['compiler']}, CPU levels {' '.join(core['cpu_levels'])}, {cuda}"
+    return f"{core['compiler']}, CPU levels {' '.join(core['cpu_levels'])}, {cuda}; uses {core['isa']}"
 
 
 def _gpu_line(gpu: dict[str, Any]) -> str:

@@ -1,4 +1,4 @@
-"""The frame of the command line, `doctor` and `bench`."""
+"""The frame of the command line, `doctor` and `experiment`."""
 
 from __future__ import annotations
 
@@ -14,11 +14,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from greedynas_fast import __version__, bench, doctor, paths
+from greedynas_fast import __version__, doctor
 from greedynas_fast.cli import main
 from greedynas_fast.commands import REGISTRY, load
 from greedynas_fast.commands.printing import lines, table, to_json
-from greedynas_fast.errors import InputError
 from greedynas_fast.experiments import table4
 
 Capture = pytest.CaptureFixture[str]
@@ -127,41 +126,6 @@ def test_doctor_without_anything(monkeypatch: pytest.MonkeyPatch) -> None:
 )
 def test_cpu_levels(flags: str, levels: list[str]) -> None:
     assert doctor.levels_found(frozenset(flags.split())) == levels
-
-
-def test_numpy_peers_agree_with_plain_integers() -> None:
-    batch = np.random.default_rng(0).integers(0, 32, (50, 23), dtype=np.uint8)
-    keys = bench.numpy_pack(batch)
-    for path, (high, low) in zip(batch.tolist(), keys.tolist(), strict=True):
-        value = 0
-        for op in path:
-            value = value * 32 + op
-        assert (high << 64) + low == value << (128 - 5 * len(path))
-    np.testing.assert_array_equal(bench.numpy_unpack(keys, 23), batch)
-
-
-def test_bench(capsys: Capture) -> None:
-    assert main(["bench", "codec", "--quick", "--json"]) == 0
-    captured = capsys.readouterr()
-    assert captured.err == ""
-    rows = json.loads(captured.out)["rows"]
-    assert {(row["name"], row["provider"]) for row in rows} == {
-        (name, provider) for name in ("codec.pack", "codec.unpack") for provider in ("core", "numpy")
-    }
-    for row in rows:
-        rate = row["paths_per_s"]
-        assert 0 < rate["p20"] <= rate["p50"] <= rate["p80"]
-        assert row["threads"] == 1
-    first, second = rows[:2]
-    assert first["ratio_to_best_peer"] == pytest.approx(1 / second["ratio_to_best_peer"])
-
-
-def test_bench_refuses_what_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(InputError, match=r"unknown measurement 'codek'\. Did you mean 'codec'"):
-        bench.measure(["codek"])
-    monkeypatch.setattr(paths, "pack", lambda batch: np.zeros((len(batch), 2), dtype=np.uint64))
-    with pytest.raises(RuntimeError, match="disagree"):
-        bench.measure(["codec"], quick=True)
 
 
 def test_experiment(monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:

@@ -1,0 +1,153 @@
+"""Names, the child process that holds torch to an instruction set, statistics, and the command."""
+
+from __future__ import annotations
+
+import json
+import os
+from typing import Any
+
+import pytest
+import torch
+from bench_budget import TINY
+
+from greedynas_fast import _core, bench
+from greedynas_fast.bench import codec, environment, timing
+from greedynas_fast.cli import main
+from greedynas_fast.errors import InputError
+
+Capture = pytest.CaptureFixture[str]
+
+
+@pytest.fixture
+def held(monkeypatch: pytest.MonkeyPatch) -> None:
+    """This process as a child of `run_held` would be, and the smallest budget."""
+    monkeypatch.delenv("GREEDYNAS_CPU_ISA", raising=False)
+    for name, value in environment.ALWAYS.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(timing, "QUICK", TINY)
+
+
+def test_unknown_names() -> None:
+    with pytest.raises(InputError, match=r"unknown measurement 'codek'\. Did you mean 'codec'"):
+        bench.measure(["codec", "codek"])
+    with pytest.raises(InputError, match=r"unknown measurement 'x'\. Known: filter, sampler, codec\."):
+        bench.measure(["x"])
+
+
+@pytest.mark.usefixtures("held")
+def test_an_unknown_level(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GREEDYNAS_CPU_ISA", "sse9")
+    with pytest.raises(InputError, match="GREEDYNAS_CPU_ISA is sse9; this build has portable"):
+        bench.measure(["codec"], quick=True)
+
+
+@pytest.mark.usefixtures("held")
+def test_missing_variables(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert environment.missing() == {}
+    monkeypatch.setenv("GREEDYNAS_CPU_ISA", "portable")
+    assert environment.missing() == {}
+    monkeypatch.setenv("GREEDYNAS_CPU_ISA", "avx512")
+    monkeypatch.setenv("ATEN_CPU_CAPABILITY", "avx2")
+    wanted = {"ATEN_CPU_CAPABILITY": "avx512", "ONEDNN_MAX_CPU_ISA": "AVX512_CORE", "MKL_ENABLE_INSTRUCTIONS": "AVX512"}
+    assert environment.missing() == wanted
+    for name, value in wanted.items():
+        monkeypatch.setenv(name, value)
+    assert environment.missing() == {}
+    monkeypatch.setenv("OMP_WAIT_POLICY", "active")
+    assert environment.missing() == {"OMP_WAIT_POLICY": "passive"}
+
+
+def test_a_forced_level_holds_torch_in_a_child_process(monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
+    if not _core.cpu_isa_available("avx2"):
+        pytest.skip("this machine has no AVX2")
+    monkeypatch.setenv("GREEDYNAS_CPU_ISA", "avx2")
+    for name in environment.HELD["avx2"]:
+        monkeypatch.delenv(name, raising=False)
+    result = environment.run_held(describe_process)
+    assert result["pid"] != os.getpid()
+    assert result["torch_isa"] == "avx2"
+    assert {name: result[name] for name in environment.HELD["avx2"]} == environment.HELD["avx2"]
+    assert result["OMP_WAIT_POLICY"] == "passive"
+    assert environment.HELD["avx2"].keys().isdisjoint(os.environ)
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.count("bench: measuring in a child process with") == 1
+    assert "ONEDNN_MAX_CPU_ISA=AVX2" in captured.err
+    with pytest.raises(InputError, match="what the child raises"):
+        environment.run_held(fail)
+
+
+def describe_process() -> dict[str, Any]:
+    print("goes to standard error")
+    return {"pid": os.getpid(), "torch_isa": timing.torch_isa(), **os.environ}
+
+
+def fail() -> None:
+    raise InputError("what the child raises")
+
+
+def test_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    for threads, expected in (("1", (1,)), ("3", (1, 3))):
+        monkeypatch.setenv("GREEDYNAS_NUM_THREADS", threads)
+        assert timing.thread_counts() == expected
+    torch.set_num_threads(1)
+    with timing.torch_threads(2):
+        assert torch.get_num_threads() == 2
+    assert torch.get_num_threads() == 1
+
+
+def test_versions_take_turns() -> None:
+    order: list[str] = []
+
+    def run(name: str) -> int:
+        order.append(name)
+        return 10
+
+    rates = timing.alternate({"a": lambda: run("a"), "b": lambda: run("b")}, 3)
+    assert "".join(order) == "ababab"
+    assert {name: len(values) for name, values in rates.items()} == {"a": 3, "b": 3}
+    assert timing.fastest({"a": [1, 2, 9], "b": [3, 3, 3]}, ["a", "b"]) == "b"
+    assert timing.quantiles([0, 10, 20, 30, 40, 50]) == {"p20": 10, "p50": 25, "p80": 40}
+
+
+def test_calibration_spread() -> None:
+    assert all(value > 0 for value in timing.calibrate())
+    assert timing.calibration([10, 10, 10], [10, 10, 10])["spread"] == 0
+    assert timing.calibration([10, 10, 10], [20, 20, 20])["spread"] == pytest.approx(10 / 15)
+
+
+@pytest.mark.usefixtures("held")
+def test_command(capsys: Capture) -> None:
+    assert main(["bench", "codec", "--quick", "--json"]) == 0
+    captured = capsys.readouterr()
+    assert captured.err == ""
+    result = json.loads(captured.out)
+    assert result.keys() == {"rows", "machine", "calibration", "next"}
+    machine = result["machine"]
+    assert machine["isa"] == _core.cpu_isa()
+    assert machine["threads"] == _core.num_threads()
+    assert machine["environment"]["OPENBLAS_NUM_THREADS"] == "1"
+    assert all(machine[key] for key in ("platform", "python", "numpy", "torch", "torch_isa"))
+    assert set(result["calibration"]) == {"before_ms", "after_ms", "spread"}
+    assert {row["name"] for row in result["rows"]} == {"codec.pack", "codec.unpack"}
+
+
+@pytest.mark.usefixtures("held")
+def test_table(monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
+    skipped = timing.make_row("codec.pack", "another", "-", 2, skipped="it is not there")
+    pack = timing.make_row("codec.pack", "core", "avx2", 1, paths=5, paths_per_s={"p20": 1e3, "p50": 2e3, "p80": 4e3})
+    monkeypatch.setattr(codec, "measure", lambda budget: [pack, skipped])
+    monkeypatch.setattr(timing, "calibration", lambda *times: {**{key: {"p50": 10.0} for key in KEYS}, "spread": 0.3})
+    assert main(["bench", "codec", "--quick"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "measurement  provider  isa   threads  paths  p20 k/s  p50 k/s  p80 k/s"
+    assert lines[1].split() == ["codec.pack", "core", "avx2", "1", "5", "1", "2", "4"]
+    assert lines[2] == "another (2): skipped, it is not there."
+    assert (
+        "Calibration loop: 10.0 ms before, 10.0 ms after, spread 30%. The machine was busy: trust the ratios only."
+        in lines
+    )
+    assert lines[-1] == "Next: greedynas-fast doctor"
+
+
+KEYS = ("before_ms", "after_ms")

@@ -28,13 +28,24 @@ def test_numpy_peers_agree_with_plain_integers() -> None:
     np.testing.assert_array_equal(codec.numpy_unpack(keys, 23), batch)
 
 
+def test_peers_of_sets_agree_with_plain_integers() -> None:
+    keys = np.random.default_rng(1).integers(0, 3, (40, 2), dtype=np.uint64)
+    values = integers(keys)
+    distinct = sorted(set(values))
+    for unique, first, inverse in (codec.numpy_unique(keys), codec.lexsort_unique(keys)):
+        assert integers(unique) == distinct
+        assert first.tolist() == [values.index(value) for value in distinct]
+        assert inverse.tolist() == [distinct.index(value) for value in values]
+    assert codec.python_add(keys).tolist() == [value not in values[:index] for index, value in enumerate(values)]
+
+
 def test_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GREEDYNAS_NUM_THREADS", "2")
     rows = codec.measure(TINY)
     assert os.environ["GREEDYNAS_NUM_THREADS"] == "2"
     core = [(row["name"], row["threads"]) for row in rows if row["provider"] == "core"]
     packing = [(name, threads) for threads in (1, 2) for name in ("codec.pack", "codec.unpack")]
-    assert core == packing
+    assert core == [*packing, ("codec.unique", 1), ("codec.add", 1)]
     for row in rows:
         rate = row["paths_per_s"]
         assert 0 < rate["p20"] <= rate["p50"] <= rate["p80"]
@@ -60,4 +71,10 @@ def wrong_paths(keys: Any, layers: int) -> Any:
 def test_refuses_what_is_wrong(monkeypatch: pytest.MonkeyPatch, name: str, wrong: Any) -> None:
     monkeypatch.setattr(paths, name, wrong)
     with pytest.raises(RuntimeError, match=rf"codec\.{name}: core and numpy disagree, so there is no figure to give"):
+        codec.measure(TINY)
+
+
+def test_refuses_wrong_sets(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(paths.KeySet, "add", lambda self, keys: np.ones(len(keys), dtype=np.bool_))
+    with pytest.raises(RuntimeError, match=r"codec\.add: core and numpy disagree"):
         codec.measure(TINY)

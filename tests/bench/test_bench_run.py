@@ -129,7 +129,7 @@ def test_command(capsys: Capture) -> None:
     assert machine["environment"]["OPENBLAS_NUM_THREADS"] == "1"
     assert all(machine[key] for key in ("platform", "python", "numpy", "torch", "torch_isa"))
     assert set(result["calibration"]) == {"before_ms", "after_ms", "spread"}
-    assert {row["name"] for row in result["rows"]} == {"codec.pack", "codec.unpack"}
+    assert {row["name"] for row in result["rows"]} == {"codec.pack", "codec.unpack", "codec.unique", "codec.add"}
 
 
 @pytest.mark.usefixtures("held")

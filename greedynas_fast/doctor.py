@@ -68,7 +68,9 @@ def examine() -> dict[str, Any]:
         "gpu": gpu,
         "threads": _threads(),
         "problems": problems,
-        "next": "pip install . in the source folder" if "compiler" not in core else "greedynas-fast run --preset sample",
+        "next": "pip install . in the source folder"
+        if "compiler" not in core
+        else "greedynas-fast run --preset sample",
     }
 
 

@@ -16,6 +16,11 @@ struct VecAvx2 {
   GREEDYNAS_VEC_INLINE static VecAvx2 set(float value) { return {_mm256_set1_ps(value)}; }
   GREEDYNAS_VEC_INLINE static VecAvx2 broadcast(const float* p) { return {_mm256_broadcast_ss(p)}; }
   GREEDYNAS_VEC_INLINE static VecAvx2 load(const float* p) { return {_mm256_loadu_ps(p)}; }
+  GREEDYNAS_VEC_INLINE static VecAvx2 load_to_register(const float* p) {
+    VecAvx2 result = load(p);
+    __asm__("" : "+x"(result.v));
+    return result;
+  }
   GREEDYNAS_VEC_INLINE void store(float* p) const { _mm256_storeu_ps(p, v); }
 
   GREEDYNAS_VEC_INLINE friend VecAvx2 operator+(VecAvx2 a, VecAvx2 b) { return {_mm256_add_ps(a.v, b.v)}; }

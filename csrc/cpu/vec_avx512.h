@@ -19,6 +19,11 @@ struct VecAvx512 {
   GREEDYNAS_VEC_INLINE static VecAvx512 set(float value) { return {_mm512_set1_ps(value)}; }
   GREEDYNAS_VEC_INLINE static VecAvx512 broadcast(const float* p) { return {_mm512_set1_ps(*p)}; }
   GREEDYNAS_VEC_INLINE static VecAvx512 load(const float* p) { return {_mm512_loadu_ps(p)}; }
+  GREEDYNAS_VEC_INLINE static VecAvx512 load_to_register(const float* p) {
+    VecAvx512 result = load(p);
+    __asm__("" : "+v"(result.v));
+    return result;
+  }
   GREEDYNAS_VEC_INLINE void store(float* p) const { _mm512_storeu_ps(p, v); }
 
   GREEDYNAS_VEC_INLINE friend VecAvx512 operator+(VecAvx512 a, VecAvx512 b) { return {_mm512_add_ps(a.v, b.v)}; }

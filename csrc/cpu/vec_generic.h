@@ -31,6 +31,9 @@ struct VecGeneric {
     __builtin_memcpy(&result.v, p, sizeof result.v);
     return result;
   }
+  // For a value that several instructions use: otherwise compilers load it anew in each of them, and loads, not
+  // multiplications, become the limit.
+  GREEDYNAS_VEC_INLINE static VecGeneric load_to_register(const float* p) { return load(p); }
   GREEDYNAS_VEC_INLINE void store(float* p) const { __builtin_memcpy(p, &v, sizeof v); }
 
   GREEDYNAS_VEC_INLINE friend VecGeneric operator+(VecGeneric a, VecGeneric b) { return {a.v + b.v}; }

@@ -14,6 +14,7 @@ struct Wide : greedynas::cpu::VecGeneric<16> {
   static Wide set(float value) { return Base::set(value); }
   static Wide broadcast(const float* p) { return Base::broadcast(p); }
   static Wide load(const float* p) { return Base::load(p); }
+  static Wide load_to_register(const float* p) { return Base::load(p); }
 };
 
 using greedynas::filter::kernel_over;

@@ -85,10 +85,11 @@ void first_step(const BlockPaths& paths, int rows, BlockMemory& memory, float* h
   }
 }
 
-// V::rows paths, V::width units from `unit` on: gates, then the cell.
+// Gate inputs of V::rows paths and V::width units from `unit` on: gates [rows][4][width]. A function of its own, so
+// that nothing else competes for registers: on AVX2 it needs all of them.
 template <class V>
-GREEDYNAS_VEC_INLINE void cells(const float* weights, const float* const* tables, int units, int unit,
-                                const float* hidden_in, float* cell, float* hidden_out, Precision precision) {
+__attribute__((noinline)) void gate_inputs(const float* weights, const float* const* tables, int units, int unit,
+                                           const float* hidden_in, float* gates) {
   constexpr int kRows = V::rows;
   V sums[kRows][4];
   GREEDYNAS_UNROLL
@@ -102,23 +103,26 @@ GREEDYNAS_VEC_INLINE void cells(const float* weights, const float* const* tables
     for (int r = 0; r < kRows; ++r) inputs[r] = V::broadcast(hidden_in + r * units + k);
     GREEDYNAS_UNROLL
     for (int g = 0; g < 4; ++g) {
-      const V weight = V::load(weights + (4 * k + g) * V::width);
+      const V weight = V::load_to_register(weights + (4 * k + g) * V::width);
       GREEDYNAS_UNROLL
       for (int r = 0; r < kRows; ++r) sums[r][g] = fma(inputs[r], weight, sums[r][g]);
     }
   }
-  float gates[kRows][4][V::width];
   GREEDYNAS_UNROLL
   for (int r = 0; r < kRows; ++r) {
     GREEDYNAS_UNROLL
-    for (int g = 0; g < 4; ++g) sums[r][g].store(gates[r][g]);
+    for (int g = 0; g < 4; ++g) sums[r][g].store(gates + (4 * r + g) * V::width);
   }
-  for (int r = 0; r < kRows; ++r) {
-    float* const c = cell + r * units + unit;
-    const CellState<V> state =
-        lstm_cell(V::load(gates[r][0]), V::load(gates[r][1]), V::load(gates[r][2]), V::load(gates[r][3]), V::load(c));
+}
+
+template <class V>
+GREEDYNAS_VEC_INLINE void cells(const float* gates, int units, float* cell, float* hidden_out, Precision precision) {
+  for (int r = 0; r < V::rows; ++r, gates += 4 * V::width) {
+    float* const c = cell + r * units;
+    const CellState<V> state = lstm_cell(V::load(gates), V::load(gates + V::width), V::load(gates + 2 * V::width),
+                                         V::load(gates + 3 * V::width), V::load(c));
     state.cell.store(c);
-    as_recurrent_input(state.hidden, precision).store(hidden_out + r * units + unit);
+    as_recurrent_input(state.hidden, precision).store(hidden_out + r * units);
   }
 }
 
@@ -131,8 +135,9 @@ void later_step(const BlockPaths& paths, int step, int rows, const float* hidden
   const float* weights = paths.packed.recurrent[paths.direction];
   for (int unit = 0; unit < units; unit += V::width) {
     for (int row = 0; row < rows; row += V::rows) {
-      cells<V>(weights, tables + row, units, unit, hidden_in + row * units, cell + row * units,
-               hidden_out + row * units, precision);
+      float gates[V::rows * 4 * V::width];
+      gate_inputs<V>(weights, tables + row, units, unit, hidden_in + row * units, gates);
+      cells<V>(gates, units, cell + row * units + unit, hidden_out + row * units + unit, precision);
     }
     weights += static_cast<std::int64_t>(4) * units * V::width;
   }
@@ -196,7 +201,7 @@ GREEDYNAS_VEC_INLINE void hidden_layer(const Packed& packed, const BlockMemory& 
       for (int r = 0; r < kRows; ++r) inputs[r] = V::broadcast(last + (row + r) * units + k);
       GREEDYNAS_UNROLL
       for (int i = 0; i < kVectors; ++i) {
-        const V weight = V::load(weights + i * V::width);
+        const V weight = V::load_to_register(weights + i * V::width);
         GREEDYNAS_UNROLL
         for (int r = 0; r < kRows; ++r) sums[r][i] = fma(inputs[r], weight, sums[r][i]);
       }

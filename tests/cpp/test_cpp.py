@@ -20,7 +20,7 @@ def test_cpp_unit_tests_pass_under_sanitizers(sanitizers: str, tmp_path: Path) -
         "-DGREEDYNAS_PYTHON=OFF",
         "-DGREEDYNAS_TESTS=ON",
         f"-DGREEDYNAS_SANITIZE={sanitizers}",
-        "-DCMAKE_BUILD_TYPE=Debug",
+        "-DCMAKE_BUILD_TYPE=RelWithDebInfo",
     ]
     for command in (
         [cmake, "-S", str(ROOT), "-B", str(build), *options],

@@ -29,24 +29,27 @@ struct TilesEmulated {
   }
   template <int kSums, int kA, int kB>
   static void multiply_add() {
-    for (int m = 0; m < 16; ++m) {
-      for (int n = 0; n < 16; ++n) {
-        float sum;
-        std::memcpy(&sum, &tiles[kSums][m][4 * n], sizeof sum);
-        for (int k = 0; k < 16; ++k) {
-          for (int half = 0; half < 2; ++half) {
-            sum += bf16(&tiles[kA][m][4 * k + 2 * half]) * bf16(&tiles[kB][k][4 * n + 2 * half]);
-          }
-        }
-        std::memcpy(&tiles[kSums][m][4 * n], &sum, sizeof sum);
+    float a[16][32], b[32][16], sums[16][16];
+    std::memcpy(sums, tiles[kSums], sizeof sums);
+    std::uint16_t bits[2][16][32];
+    std::memcpy(bits[0], tiles[kA], sizeof bits[0]);
+    std::memcpy(bits[1], tiles[kB], sizeof bits[1]);
+    for (int row = 0; row < 16; ++row) {
+      for (int i = 0; i < 32; ++i) {
+        a[row][i] = value_of(bits[0][row][i]);
+        b[2 * row + i % 2][i / 2] = value_of(bits[1][row][i]);
       }
     }
+    for (int m = 0; m < 16; ++m) {
+      for (int k = 0; k < 32; ++k) {
+        for (int n = 0; n < 16; ++n) sums[m][n] += a[m][k] * b[k][n];
+      }
+    }
+    std::memcpy(tiles[kSums], sums, sizeof sums);
   }
 
  private:
-  static float bf16(const unsigned char* p) {
-    std::uint16_t bits;
-    std::memcpy(&bits, p, sizeof bits);
-    return greedynas::filter::float_of(static_cast<std::uint32_t>(bits) << 16);
+  static float value_of(std::uint16_t bf16) {
+    return greedynas::filter::float_of(static_cast<std::uint32_t>(bf16) << 16);
   }
 };

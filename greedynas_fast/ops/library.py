@@ -1,0 +1,7 @@
+"""The torch library `greedynas` that all operations are registered in."""
+
+from __future__ import annotations
+
+import torch
+
+LIBRARY = torch.library.Library("greedynas", "DEF")

@@ -4,4 +4,4 @@ from __future__ import annotations
 
 import torch
 
-LIBRARY = torch.library.Library("greedynas", "DEF")
+LIBRARY = torch.library.Library("greedynas", "DEF")  # type: ignore[no-untyped-call]

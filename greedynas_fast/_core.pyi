@@ -73,3 +73,99 @@ class FilterModel:
         want_fallbacks: bool,
         threads: int,
     ) -> tuple[bytes, bytes, int]: ...
+
+# The rest only in a build with CUDA. `device` is an index, `stream` a cudaStream_t of that device, `shape` (layers,
+# operations, hidden), `parameters` addresses of tables, recurrent, fc1 weight and bias, fc2 weight and bias. Addresses
+# are device memory but `allowed`, `num_ops` and `pinned_host`.
+CUDA_REJECTION_HOST_BYTES: int
+
+def cuda_reason_against(device: int) -> str: ...
+def cuda_propose(
+    device: int,
+    stream: int,
+    allowed: int,
+    layers: int,
+    max_operations: int,
+    seed: int,
+    stream_number: int,
+    start: int,
+    count: int,
+    paths: int,
+    /,
+) -> None: ...
+def cuda_pack(device: int, stream: int, paths: int, n: int, layers: int, keys: int, first_bad: int, /) -> None: ...
+def cuda_unpack(device: int, stream: int, keys: int, n: int, layers: int, paths: int, first_bad: int, /) -> None: ...
+def cuda_sort_workspace_bytes(device: int, n: int, /) -> int: ...
+def cuda_sort_keys(device: int, stream: int, keys: int, n: int, ordered: int, workspace: int, /) -> None: ...
+def cuda_unique_workspace_bytes(n: int, /) -> int: ...
+def cuda_unique_keys(
+    device: int, stream: int, ordered: int, n: int, unique: int, count: int, workspace: int, /
+) -> None: ...
+def cuda_find_keys(
+    device: int, stream: int, ordered: int, n: int, queries: int, num_queries: int, found: int, /
+) -> None: ...
+def cuda_weights_bytes(shape: list[int], bf16: bool, /) -> int: ...
+def cuda_prepare(
+    device: int,
+    stream: int,
+    shape: list[int],
+    bf16: bool,
+    num_ops: list[int],
+    parameters: list[int],
+    weights: int,
+    /,
+) -> None: ...
+def cuda_score_workspace_bytes(shape: list[int], n: int, /) -> int: ...
+def cuda_score(
+    device: int,
+    stream: int,
+    shape: list[int],
+    bf16: bool,
+    weights: int,
+    paths: int,
+    keys: int,
+    n: int,
+    log_weak: int,
+    status: int,
+    workspace: int,
+    /,
+) -> None: ...
+def cuda_rejection_workspace_bytes(shape: list[int], chunk: int, /) -> int: ...
+def cuda_reject(
+    device: int,
+    stream: int,
+    shape: list[int],
+    bf16: bool,
+    weights: int,
+    allowed: int,
+    seed: int,
+    stream_number: int,
+    start: int,
+    wanted: int,
+    limit: int,
+    threshold: float,
+    chunk: int,
+    accepted: int,
+    workspace: int,
+    pinned_host: int,
+    /,
+) -> tuple[int, int]: ...
+def cuda_fallback_workspace_bytes(device: int, shape: list[int], chunk: int, count: int, /) -> int: ...
+def cuda_lowest_rejected(
+    device: int,
+    stream: int,
+    shape: list[int],
+    bf16: bool,
+    weights: int,
+    allowed: int,
+    seed: int,
+    stream_number: int,
+    start: int,
+    limit: int,
+    threshold: float,
+    chunk: int,
+    count: int,
+    numbers: int,
+    workspace: int,
+    /,
+) -> None: ...

@@ -15,5 +15,6 @@ T* at(std::uintptr_t address) {
 
 void bind_filter(pybind11::module_& m);
 void bind_paths(pybind11::module_& m);
+void bind_cuda(pybind11::module_& m);  // only in a build with CUDA
 
 }  // namespace greedynas::bindings

@@ -17,8 +17,13 @@ py::dict build_info() {
   info["version"] = GREEDYNAS_VERSION;
   info["compiler"] = GREEDYNAS_COMPILER;
   info["build_type"] = GREEDYNAS_BUILD_TYPE;
+#ifdef GREEDYNAS_HAS_CUDA
+  info["cuda"] = true;
+  info["cuda_architectures"] = py::tuple(py::str(GREEDYNAS_CUDA_ARCHITECTURES).attr("split")());
+#else
   info["cuda"] = false;
   info["cuda_architectures"] = py::tuple();
+#endif
   info["cpu_levels"] = py::tuple(levels);
   return info;
 }
@@ -38,4 +43,7 @@ PYBIND11_MODULE(_core, m) {
   m.def("num_threads", &cpu::num_threads);
   greedynas::bindings::bind_filter(m);
   greedynas::bindings::bind_paths(m);
+#ifdef GREEDYNAS_HAS_CUDA
+  greedynas::bindings::bind_cuda(m);
+#endif
 }

@@ -2,8 +2,14 @@
 #pragma once
 
 #include <cstdint>
+#include <vector>
+
+#include "paths/propose_one.h"
 
 namespace greedynas::paths {
+
+// The allowed operations of each layer; throws as `propose` does.
+std::vector<Choices> choices_of(const std::uint8_t* allowed, int layers, int max_operations);
 
 // allowed: [layers, max_operations] bytes, non-zero where an operation may be drawn, row-major.
 // paths: [count, layers] output; row j is proposal `start + j`. No modulo bias: a draw that would cause one is taken

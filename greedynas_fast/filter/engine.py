@@ -112,6 +112,10 @@ class FilterEngine:
             from .cpu_backend import CpuBackend
 
             return CpuBackend(self.net.num_ops, self.precision, self._num_threads)
+        if self.device.type == "cuda":
+            from .cuda_backend import CudaEngineBackend
+
+            return CudaEngineBackend(self.net.num_ops, self.precision, self.device)
         raise InputError(f"device must be cpu or cuda, got {self.device}")
 
     @property

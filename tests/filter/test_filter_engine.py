@@ -287,6 +287,12 @@ def test_networks_that_are_too_large(num_ops: tuple[int, ...], hidden: int, mess
         FilterEngine(PathFilter(num_ops, hidden))
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
+def test_a_missing_gpu_is_named_at_the_call() -> None:
+    with pytest.raises(InputError, match="built without CUDA|finds no CUDA device"):
+        FilterEngine(network(NUM_OPS, 16), "cuda")
+
+
 def test_bad_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     engine = FilterEngine(network(NUM_OPS, 16))
     batch = random_paths(NUM_OPS, 3)

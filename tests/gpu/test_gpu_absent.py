@@ -1,0 +1,42 @@
+"""Without a GPU, a driver or a core with CUDA: importing works, and a call says what is missing."""
+
+import numpy as np
+import pytest
+import torch
+
+from greedynas_fast import _core, _cuda
+from greedynas_fast.errors import InputError
+from greedynas_fast.filter.cuda_backend import CudaBackend, CudaEngineBackend
+from greedynas_fast.paths import cuda as paths_cuda
+
+
+def test_a_build_without_cuda_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_cuda._core, "build_info", lambda: {"cuda": False})
+    with pytest.raises(InputError, match="built without CUDA: put nvcc on the PATH"):
+        paths_cuda.propose(np.ones((2, 2), bool), 0, 0, 0, 1)
+    with pytest.raises(InputError, match="built without CUDA"):
+        CudaBackend((3,), 16, "bf16", "cuda")
+
+
+def test_a_machine_without_a_gpu_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("this machine has a GPU")
+    info = {**_core.build_info(), "cuda": True}
+    monkeypatch.setattr(_cuda._core, "build_info", lambda: info)
+    with pytest.raises(InputError, match="finds no CUDA device: it needs an NVIDIA GPU, a driver and a CUDA build"):
+        CudaEngineBackend((3,), "float32", torch.device("cuda"))
+
+
+def test_the_core_names_the_missing_driver() -> None:
+    if not _core.build_info()["cuda"]:
+        pytest.skip("the compiled core was built without CUDA")
+    if torch.cuda.is_available():
+        pytest.skip("this machine has a GPU")
+    assert _core.cuda_reason_against(0).startswith("no usable CUDA driver or device: ")
+
+
+def test_cpu_devices_are_refused() -> None:
+    with pytest.raises(InputError, match="device must be a CUDA device, got cpu"):
+        CudaBackend((3,), 16, "bf16", "cpu")
+    with pytest.raises(InputError, match="device must be a CUDA device, got cpu"):
+        paths_cuda.sort_keys(torch.zeros(1, 2, dtype=torch.int64))

@@ -21,10 +21,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from greedynas_fast import _core, paths, paths_cuda
+from greedynas_fast import _core, paths
 from greedynas_fast.filter import FilterEngine, PathFilter
 from greedynas_fast.filter.cuda_backend import CudaBackend
 from greedynas_fast.filter.tensors import filter_tensors
+from greedynas_fast.paths import cuda as paths_cuda
 
 NUM_OPS = (13,) * 21
 HIDDEN = 128

@@ -289,7 +289,7 @@ def test_networks_that_are_too_large(num_ops: tuple[int, ...], hidden: int, mess
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
 def test_a_missing_gpu_is_named_at_the_call() -> None:
-    with pytest.raises(InputError, match="built without CUDA|finds no CUDA device"):
+    with pytest.raises(InputError, match=r"built without CUDA|finds no CUDA device"):
         FilterEngine(network(NUM_OPS, 16), "cuda")
 
 

@@ -2,17 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import ParamSpec, TypeVar
-
 import torch
 from torch import Tensor
 
 from greedynas_fast import _core
 from greedynas_fast.errors import InputError
-
-_Arguments = ParamSpec("_Arguments")
-_Result = TypeVar("_Result")
 
 
 def require_device(device: torch.device | str | int) -> torch.device:
@@ -61,11 +55,3 @@ def stream_of(device: torch.device) -> int:
 def memory(num_bytes: int, device: torch.device) -> Tensor:
     """Uninitialised uint8 [max(num_bytes, 1)] from torch's caching allocator, aligned to 256 bytes or more."""
     return torch.empty(max(num_bytes, 1), dtype=torch.uint8, device=device)
-
-
-def call(function: Callable[_Arguments, _Result], *args: _Arguments.args, **kwargs: _Arguments.kwargs) -> _Result:
-    """Call a function of the core; bad input becomes `InputError`."""
-    try:
-        return function(*args, **kwargs)
-    except ValueError as error:  # std::invalid_argument of the core
-        raise InputError(str(error)) from None

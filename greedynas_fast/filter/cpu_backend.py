@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
 import numpy as np
 import numpy.typing as npt
 
 from greedynas_fast import _core
-from greedynas_fast.errors import InputError
+from greedynas_fast.errors import call
 
 from .rejection import Rejection, RejectionRequest
 from .tensors import FilterTensors
@@ -34,7 +31,7 @@ class CpuBackend:
         Raises:
             InputError: a weight that is not finite or beyond 1e15, or an impossible GREEDYNAS_CPU_ISA.
         """
-        self._model = _call(
+        self._model = call(
             _core.FilterModel,
             self._num_ops,
             tensors.tables.shape[2],
@@ -46,19 +43,19 @@ class CpuBackend:
     def log_prob_weak(self, paths: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
         """Log Phi of contiguous paths [n, L]."""
         result = np.empty(len(paths), dtype=np.float32)
-        _call(self._model.score, paths.ctypes.data, len(paths), self._threads(), result.ctypes.data)
+        call(self._model.score, paths.ctypes.data, len(paths), self._threads(), result.ctypes.data)
         return result
 
     def log_prob_weak_of_keys(self, keys: npt.NDArray[np.uint64]) -> npt.NDArray[np.float32]:
         """Log Phi of contiguous keys [n, 2]."""
         result = np.empty(len(keys), dtype=np.float32)
-        _call(self._model.score_keys, keys.ctypes.data, len(keys), self._threads(), result.ctypes.data)
+        call(self._model.score_keys, keys.ctypes.data, len(keys), self._threads(), result.ctypes.data)
         return result
 
     def reject(self, request: RejectionRequest) -> Rejection:
         """Rejection sampling; Ctrl-C stops it between rounds."""
         allowed = np.ascontiguousarray(request.allowed)
-        accepted, fallbacks, proposals = _call(
+        accepted, fallbacks, proposals = call(
             self._model.reject,
             allowed.ctypes.data,
             request.seed,
@@ -73,11 +70,4 @@ class CpuBackend:
         return Rejection(np.frombuffer(accepted, np.uint64), np.frombuffer(fallbacks, np.uint64), proposals)
 
     def _threads(self) -> int:
-        return self._num_threads if self._num_threads is not None else int(_call(_core.num_threads))
-
-
-def _call(function: Callable[..., Any], *arguments: Any) -> Any:
-    try:
-        return function(*arguments)
-    except ValueError as error:  # std::invalid_argument of the core
-        raise InputError(str(error)) from None
+        return self._num_threads if self._num_threads is not None else int(call(_core.num_threads))

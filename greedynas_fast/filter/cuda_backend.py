@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from greedynas_fast import _core
-from greedynas_fast._cuda import call, index_of, memory, require_device, stream_of
-from greedynas_fast.errors import InputError
+from greedynas_fast._cuda import index_of, memory, require_device, stream_of
+from greedynas_fast.errors import InputError, call
 from greedynas_fast.paths.cuda import as_mask, check_numbers
 
 from .rejection import Rejection, RejectionRequest

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Callable
 
 import numpy as np
 import numpy.typing as npt
@@ -88,15 +87,3 @@ def check_probability(function: str, value: float) -> float:
     if not 0 <= number <= 1:
         raise InputError(f"{function}: probability must be 0 to 1, got {value}")
     return number
-
-
-def call(function: Callable[..., None], *arguments: float) -> None:
-    """Call the core.
-
-    Raises:
-        InputError: the core refuses an argument.
-    """
-    try:
-        function(*arguments)
-    except ValueError as error:  # std::invalid_argument of the core
-        raise InputError(str(error)) from None

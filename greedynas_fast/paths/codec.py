@@ -6,8 +6,8 @@ import numpy as np
 import numpy.typing as npt
 
 from greedynas_fast import _core
-from greedynas_fast.errors import InputError
-from greedynas_fast.paths.arrays import MAX_LAYERS, Keys, Paths, as_keys, as_operations, call
+from greedynas_fast.errors import InputError, call
+from greedynas_fast.paths.arrays import MAX_LAYERS, Keys, Paths, as_keys, as_operations
 
 
 def pack(paths: npt.ArrayLike) -> Keys:

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from greedynas_fast import _core
-from greedynas_fast._cuda import call, index_of, memory, require_device, stream_of
-from greedynas_fast.errors import InputError
+from greedynas_fast._cuda import index_of, memory, require_device, stream_of
+from greedynas_fast.errors import InputError, call
 
 MAX_LAYERS = _core.MAX_LAYERS
 

@@ -6,8 +6,8 @@ import numpy as np
 import numpy.typing as npt
 
 from greedynas_fast import _core
-from greedynas_fast.errors import InputError
-from greedynas_fast.paths.arrays import Paths, as_mask, as_operations, call, check_bits, check_probability
+from greedynas_fast.errors import InputError, call
+from greedynas_fast.paths.arrays import Paths, as_mask, as_operations, check_bits, check_probability
 
 
 def propose(allowed: npt.ArrayLike, seed: int, stream: int, start: int, count: int) -> Paths:

@@ -13,14 +13,14 @@
 
 namespace greedynas::cpu {
 
-template <int W>
+template <int W, int kRows = 3>
 struct VecGeneric {
   // GCC drops the attribute of a dependent size in an alias declaration, so these are typedefs.
   typedef float Floats __attribute__((vector_size(W * sizeof(float))));
   typedef std::uint32_t Words __attribute__((vector_size(W * sizeof(float))));
 
   static constexpr int width = W;
-  static constexpr int rows = 3;  // of accumulators in a matrix product; found best on AVX2 with 16 registers
+  static constexpr int rows = kRows;  // of accumulators in a matrix product
 
   Floats v;
 

@@ -70,56 +70,68 @@ struct Scalar {
   }
 };
 
-// exp(x) for x clamped to [-limit, limit], limit <= 87; relative error below 2e-6, below 3e-7 for |x| < 4.
+// exp(x) = scale + scale * rest, x clamped to [-limit, limit], limit <= 87; scale is a power of two.
+//
+// x log2(e) = n + f with an integer n; scale = 2^n and rest = 2^f - 1. Kept apart, so that exp(x) - 1 loses nothing
+// near x = 0: the states of an LSTM are mostly small, and errors of one sign there would add up over units and steps.
 template <class V>
-GREEDYNAS_INLINE V exp_within(V x, float limit) {
+struct Exponential {
+  V scale, rest;
+
+  GREEDYNAS_INLINE V plus(float term) const { return fma(scale, rest, scale + V::set(term)); }  // exp(x) + term
+};
+
+template <class V>
+GREEDYNAS_INLINE Exponential<V> exp_within(V x, float limit) {
   x = min(max(x, V::set(-limit)), V::set(limit));
-  const V t = x * V::set(1.44269504F);
-  const V shifted = t + V::set(12582912.0F);  // 1.5 * 2^23: the low bits now hold t rounded to an integer
-  const V f = t - (shifted - V::set(12582912.0F));
-  // 2^f on [-0.5, 0.5], minimax in relative error (7.5e-8), found with Remez's algorithm.
-  V p = fma(V::set(0x1.5c08e6p-10F), f, V::set(0x1.3d0c52p-7F));
-  p = fma(p, f, V::set(0x1.c6b6e4p-5F));
-  p = fma(p, f, V::set(0x1.ebf918p-3F));
-  p = fma(p, f, V::set(0x1.62e428p-1F));
-  p = fma(p, f, V::set(0x1.000002p+0F));
-  return times_power_of_two(p, shifted);  // adds the low bits of `shifted` to the exponent of p
+  const V shifted = fma(x, V::set(0x1.715476p+0F), V::set(12582912.0F));  // 1.5 * 2^23: the low bits now hold n
+  const V n = shifted - V::set(12582912.0F);
+  // log2(e) in two parts.
+  const V f = fma(x, V::set(0x1.4ae0cp-26F), fma(x, V::set(0x1.715476p+0F), V::set(0.0F) - n));
+  // (2^f - 1) / f on [-0.5, 0.5], minimax in relative error (1.1e-8), found with Remez's algorithm.
+  V p = fma(V::set(0x1.4308fap-13F), f, V::set(0x1.5f07b4p-10F));
+  p = fma(p, f, V::set(0x1.3b2ba0p-7F));
+  p = fma(p, f, V::set(0x1.c6af6ep-5F));
+  p = fma(p, f, V::set(0x1.ebfbdep-3F));
+  p = fma(p, f, V::set(0x1.62e430p-1F));
+  return {times_power_of_two(V::set(1.0F), shifted), p * f};
 }
 
 // One LSTM cell: gate inputs z of (input, forget, cell, output), old cell state c -> new cell state and hidden state.
-// With e(x) = exp(-x): sigmoid(x) = 1 / (1 + e(x)) and tanh(x) = (1 - e(2x)) / (1 + e(2x)), brought onto one
+// With e(x) = exp(-x): sigmoid(x) = 1 / (e(x) + 1) and tanh(x) = (1 - e(2x)) / (e(2x) + 1), brought onto one
 // denominator a state. The clamp at 28 keeps every product finite and moves a gate by less than 1e-12.
 template <class V>
 struct CellState {
   V cell, hidden;
 };
 
+// e(x) + 1, the denominator of sigmoid(x).
+template <class V>
+GREEDYNAS_INLINE V sigmoid_denominator(V x) {
+  return exp_within(V::set(0.0F) - x, 28.0F).plus(1.0F);
+}
+
 template <class V>
 GREEDYNAS_INLINE V hidden_state(V output_gate, V cell) {
-  const V one = V::set(1.0F);
-  const V o = one + exp_within(V::set(0.0F) - output_gate, 28.0F);
-  const V d = exp_within(cell * V::set(-2.0F), 28.0F);
-  return (one - d) / (o * (one + d));
+  const Exponential<V> d = exp_within(cell * V::set(-2.0F), 28.0F);
+  return (V::set(0.0F) - d.plus(-1.0F)) / (sigmoid_denominator(output_gate) * d.plus(1.0F));
 }
 
 template <class V>
 GREEDYNAS_INLINE CellState<V> lstm_cell(V zi, V zf, V zg, V zo, V cell) {
-  const V one = V::set(1.0F);
-  const V i = one + exp_within(V::set(0.0F) - zi, 28.0F);
-  const V f = one + exp_within(V::set(0.0F) - zf, 28.0F);
-  const V g = exp_within(zg * V::set(-2.0F), 28.0F);
-  const V ig = i * (one + g);
-  const V next = fma(cell, ig, (one - g) * f) / (ig * f);
+  const V forget = sigmoid_denominator(zf);
+  const Exponential<V> g = exp_within(zg * V::set(-2.0F), 28.0F);
+  const V input = sigmoid_denominator(zi) * g.plus(1.0F);
+  const V candidate = V::set(0.0F) - g.plus(-1.0F);
+  const V next = fma(cell, input, candidate * forget) / (input * forget);
   return {next, hidden_state(zo, next)};
 }
 
 // The first step, from a zero state: not the general formula with c = 0, which could round differently.
 template <class V>
 GREEDYNAS_INLINE CellState<V> first_lstm_cell(V zi, V zg, V zo) {
-  const V one = V::set(1.0F);
-  const V i = one + exp_within(V::set(0.0F) - zi, 28.0F);
-  const V g = exp_within(zg * V::set(-2.0F), 28.0F);
-  const V next = (one - g) / (i * (one + g));
+  const Exponential<V> g = exp_within(zg * V::set(-2.0F), 28.0F);
+  const V next = (V::set(0.0F) - g.plus(-1.0F)) / (sigmoid_denominator(zi) * g.plus(1.0F));
   return {next, hidden_state(zo, next)};
 }
 
@@ -128,7 +140,7 @@ GREEDYNAS_INLINE CellState<V> first_lstm_cell(V zi, V zg, V zo) {
 template <class V = Scalar>
 GREEDYNAS_INLINE float log_weak_of(float difference) {
   const float magnitude = difference < 0.0F ? difference : -difference;
-  const V u = exp_within(V::set(magnitude), 87.0F);
+  const V u = exp_within(V::set(magnitude), 87.0F).plus(0.0F);
   // log(1 + u) = 2 atanh(s) with s = u / (2 + u) <= 1/3
   const V s = u / (V::set(2.0F) + u);
   const V s2 = s * s;

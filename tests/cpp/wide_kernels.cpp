@@ -4,18 +4,7 @@
 #include "filter/cpu/tile_block.h"
 #include "tiles_emulated.h"
 
-// Six rows, as the AVX-512 vectors have.
-struct Wide : greedynas::cpu::VecGeneric<16> {
-  using Base = greedynas::cpu::VecGeneric<16>;
-  static constexpr int rows = 6;
-
-  Wide() = default;
-  Wide(Base base) : Base(base) {}
-  static Wide set(float value) { return Base::set(value); }
-  static Wide broadcast(const float* p) { return Base::broadcast(p); }
-  static Wide load(const float* p) { return Base::load(p); }
-  static Wide load_to_register(const float* p) { return Base::load(p); }
-};
+using Wide = greedynas::cpu::VecGeneric<16, 6>;  // rows as the AVX-512 vectors have
 
 using greedynas::filter::kernel_over;
 using greedynas::filter::tile_kernel_over;

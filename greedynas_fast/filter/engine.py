@@ -2,9 +2,9 @@
 
 In float32 the CPU levels with fused multiply-add (AVX2, AVX-512) and CUDA give the same bits, so decisions do not
 depend on the machine. The torch module stays the reference: `PathFilter.log_prob_weak` differs by float32 rounding,
-below 1e-5. In bf16 it is a band: on filters trained in `mb-se` (21 layers, H = 128, log Phi spread by 1 to 2) the largest
-difference was 0.016, and 99.98 % of the decisions were equal; `FilterEngine.decide(band=...)` tells how many paths are
-close enough to the threshold to differ.
+below 1e-5. In bf16 it is a band: on filters trained in `mb-se` (21 layers, H = 128, log Phi spread by 1 to 2) the
+largest difference was 0.016, and 99.98 % of the decisions were equal; `FilterEngine.decide(band=...)` tells how many
+paths are close enough to the threshold to differ.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The compiled core: addresses and sizes in, results written in place. Use `greedynas_fast.paths`."""
+"""The compiled core: addresses and sizes in, results written in place. Use `greedynas_fast.paths` and `.filter`."""
 
 from collections.abc import Sequence
 from typing import TypedDict

@@ -1,7 +1,6 @@
 #include "filter/score.h"
 
 #include <algorithm>
-#include <cmath>
 #include <stdexcept>
 #include <string>
 #include <vector>
@@ -50,16 +49,6 @@ void score_keys(const Model& model, const std::uint64_t* keys, std::int64_t n, i
   std::vector<std::uint8_t> paths(static_cast<std::size_t>(n * model.shape().layers));
   paths::unpack(keys, n, model.shape().layers, paths.data());
   score(model, paths.data(), n, threads, log_weak);
-}
-
-std::int64_t decide(const float* log_weak, std::int64_t n, double threshold, double band, std::uint8_t* accepted) {
-  std::int64_t in_band = 0;
-  for (std::int64_t i = 0; i < n; ++i) {
-    const double value = log_weak[i];
-    accepted[i] = value <= threshold ? 1 : 0;
-    in_band += std::fabs(value - threshold) <= band ? 1 : 0;
-  }
-  return in_band;
 }
 
 }  // namespace greedynas::filter

@@ -14,8 +14,4 @@ void score(const Model& model, const std::uint8_t* paths, std::int64_t n, int th
 // The same for packed keys [n, 2] (paths/codec.h); throws also for models of more layers than a key holds.
 void score_keys(const Model& model, const std::uint64_t* keys, std::int64_t n, int threads, float* log_weak);
 
-// Accept or reject: accepted[i] = log Phi <= threshold. Returns how many paths are within `band` of the threshold.
-// Comparisons are made in double, so that the threshold is not rounded.
-std::int64_t decide(const float* log_weak, std::int64_t n, double threshold, double band, std::uint8_t* accepted);
-
 }  // namespace greedynas::filter

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, TypeAlias, get_args
 
@@ -275,19 +275,20 @@ def _loss(net: PathFilter, data: _Data, config: FilterConfig, prior: float, rng:
     return loss + config.mixup_lambda * losses.vpu_mixup(log_weak_mixed, log_weak_u[first], gamma)
 
 
-def _scores(net: PathFilter, paths: Tensor) -> npt.NDArray[np.float32]:
-    """Log Phi by the engine that will decide, so that the threshold is one of its values; NaN if training diverged."""
-    if not all(bool((parameter.abs() <= MAX_WEIGHT).all()) for parameter in net.parameters()):
-        return np.full(len(paths), np.nan, dtype=np.float32)
-    return FilterEngine(net).log_prob_weak(paths)
+def _scorer(net: PathFilter) -> Callable[[Tensor], npt.NDArray[np.float32]]:
+    """Log Phi by an engine as the one that will decide, so that the threshold is one of its values; NaN if diverged."""
+    if all(bool((parameter.abs() <= MAX_WEIGHT).all()) for parameter in net.parameters()):
+        return FilterEngine(net).log_prob_weak
+    return lambda paths: np.full(len(paths), np.nan, dtype=np.float32)
 
 
 def _finish(net: PathFilter, data: _Data, q: float, config: FilterConfig, history: _History) -> TrainedFilter:
     """Find the threshold on U, judge the filter and write the report."""
-    log_weak = _scores(net, data.unlabeled)
+    score = _scorer(net)
+    log_weak = score(data.unlabeled)
     verdict = check_collapse(
         log_weak,
-        _scores(net, data.held_out),
+        score(data.held_out),
         data.held_out_weak,
         min_spread=config.min_spread,
         auroc_margin=config.auroc_margin,

@@ -227,16 +227,6 @@ void test_bad_input() {
   CHECK_THROWS(reject(good.data(), 0, -1), std::invalid_argument);
 }
 
-void test_decide() {
-  const float values[] = {-1.0F, -0.5F, -0.25F, 0.0F};
-  std::uint8_t accepted[4];
-  CHECK(filter::decide(values, 4, -0.5, 0.25, accepted) == 2);
-  CHECK(accepted[0] == 1 && accepted[1] == 1 && accepted[2] == 0 && accepted[3] == 0);
-  // Not rounded to float32, which would accept it.
-  CHECK(filter::decide(values, 4, -0.5 - 1e-12, 0, accepted) == 0);
-  CHECK(accepted[1] == 0);
-}
-
 }  // namespace
 
 int main() {
@@ -245,6 +235,5 @@ int main() {
   test_rejection_is_the_literal_loop();
   test_rejection_is_interruptible();
   test_bad_input();
-  test_decide();
   return failed_checks == 0 ? 0 : 1;
 }

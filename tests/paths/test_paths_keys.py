@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import pickle
 import threading
+from collections.abc import Callable
 
 import hypothesis.extra.numpy as hnp
 import numpy as np
@@ -92,8 +93,8 @@ class AgainstPythonSets(RuleBasedStateMachine):
         self.add(np.random.default_rng(seed).integers(0, 2**64, (n, 2), dtype=np.uint64))
 
     @rule(through=st.sampled_from([copy.deepcopy, copy.copy, lambda known: pickle.loads(pickle.dumps(known))]))
-    def copied(self, through: object) -> None:
-        other = through(self.ours)  # type: ignore[operator]
+    def copied(self, through: Callable[[paths.KeySet], paths.KeySet]) -> None:
+        other = through(self.ours)
         other.add(np.full((1, 2), 77, dtype=np.uint64))
         assert len(other) == len(self.expected | {77 << 64 | 77})
         self.same()  # the original is left alone
@@ -149,5 +150,5 @@ def test_bad_keys_are_refused(bad: object) -> None:
         "KeySet.contains": known.contains,
     }.items():
         with pytest.raises(InputError, match=rf"{name}: keys must be uint64 \[n, 2\], got "):
-            function(bad)  # type: ignore[operator]
+            function(bad)
     assert len(known) == 0

@@ -7,6 +7,7 @@ BITS_PER_OPERATION: int
 MAX_OPERATIONS: int
 MAX_LAYERS: int
 MAX_FILTER_WEIGHT: float
+MIXCONV_MAX_KERNEL: int
 
 class BuildInfo(TypedDict):
     version: str
@@ -20,6 +21,8 @@ def build_info() -> BuildInfo: ...
 def cpu_isa() -> str: ...
 def cpu_isa_available(name: str) -> bool: ...
 def num_threads() -> int: ...
+def use_team(runner: int, /) -> None: ...
+def has_team() -> bool: ...
 def pack(paths: int, n: int, layers: int, keys: int) -> None: ...
 def unpack(keys: int, n: int, layers: int, paths: int) -> None: ...
 def propose(
@@ -73,6 +76,130 @@ class FilterModel:
         want_fallbacks: bool,
         threads: int,
     ) -> tuple[bytes, bytes, int]: ...
+
+class MixconvCall:
+    def __init__(
+        self,
+        bf16: bool,
+        weight_bf16: bool,
+        batch_height_width: tuple[int, int, int],
+        stride: int,
+        groups: Sequence[tuple[int, int, int]],
+        x: tuple[int, int, int, int],
+        activation: int,
+        scale: int,
+        shift: int,
+    ) -> None: ...
+    def workspace_bytes(self, threads: int) -> int: ...
+    def forward(self, y: tuple[int, int, int, int], stats: int, workspace: int, threads: int) -> None: ...
+    def backward(
+        self,
+        grad: tuple[int, int, int, int],
+        stats_grad: int,
+        y: tuple[int, int, int, int],
+        x_grad: tuple[int, int, int, int],
+        weight_grads: Sequence[int],
+        norm_grad: int,
+        workspace: int,
+        threads: int,
+    ) -> None: ...
+
+def bn_workspace_floats(rows: int, channels: int) -> int: ...
+def bn_moments(
+    rows: int, channels: int, bf16: bool, x: int, x_stride: int, workspace: int, moments: int, threads: int
+) -> None: ...
+def bn_update(rows: int, channels: int, moments: int, share: float, running_mean: int, running_var: int) -> None: ...
+
+class BnAct:
+    def __init__(
+        self,
+        rows: int,
+        channels: int,
+        bf16: bool,
+        activation: int,
+        residual: bool,
+        moments: int,
+        weight: int,
+        bias: int,
+        eps: float,
+        threads: int,
+    ) -> None: ...
+    def forward(
+        self,
+        batch_statistics: bool,
+        x: int,
+        x_stride: int,
+        residual: int,
+        residual_stride: int,
+        workspace: int,
+        y: int,
+    ) -> None: ...
+    def backward(
+        self,
+        batch_statistics: bool,
+        grad: int,
+        grad_stride: int,
+        x: int,
+        x_stride: int,
+        residual: int,
+        residual_stride: int,
+        workspace: int,
+        grad_x: int,
+        grad_residual: int,
+        grad_weight: int,
+        grad_bias: int,
+    ) -> None: ...
+    def affine(self, scale_shift: int) -> None: ...
+    def through_moments(
+        self,
+        batch_statistics: bool,
+        x: int,
+        x_stride: int,
+        grad_scale_shift: int,
+        workspace: int,
+        grad: int,
+        grad_weight: int,
+        grad_bias: int,
+    ) -> None: ...
+
+class SqueezeExcite:
+    def __init__(
+        self, images: int, pixels: int, channels: int, bf16: bool, prologue: int, scale: int, shift: int, threads: int
+    ) -> None: ...
+    def workspace_floats(self) -> int: ...
+    def squeeze(self, x: int, x_stride: int, workspace: int, means: int) -> None: ...
+    def excite(self, x: int, x_stride: int, gates: int, y: int) -> None: ...
+    def excite_backward(
+        self, grad: int, grad_stride: int, x: int, x_stride: int, workspace: int, grad_gates: int
+    ) -> None: ...
+    def squeeze_backward(
+        self,
+        grad: int,
+        grad_stride: int,
+        x: int,
+        x_stride: int,
+        gates: int,
+        grad_means: int,
+        workspace: int,
+        grad_x: int,
+        grad_scale: int,
+        grad_shift: int,
+    ) -> None: ...
+
+def shuffle_split(
+    rows: int, half: int, element_bytes: int, x: int, x_stride: int, kept: int, moved: int, threads: int
+) -> None: ...
+def shuffle_merge(
+    rows: int,
+    half: int,
+    element_bytes: int,
+    kept: int,
+    kept_stride: int,
+    moved: int,
+    moved_stride: int,
+    x: int,
+    threads: int,
+) -> None: ...
 
 # The rest only in a build with CUDA. `device` is an index, `stream` a cudaStream_t of that device, `shape` (layers,
 # operations, hidden), `parameters` addresses of tables, recurrent, fc1 weight and bias, fc2 weight and bias. Addresses

@@ -13,8 +13,11 @@ T* at(std::uintptr_t address) {
   return reinterpret_cast<T*>(address);
 }
 
+void bind_blocks(pybind11::module_& m);
 void bind_filter(pybind11::module_& m);
+void bind_norm(pybind11::module_& m);
 void bind_paths(pybind11::module_& m);
+void bind_shuffle(pybind11::module_& m);
 void bind_cuda(pybind11::module_& m);  // only in a build with CUDA
 
 }  // namespace greedynas::bindings

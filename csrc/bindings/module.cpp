@@ -3,6 +3,7 @@
 
 #include "bindings.h"
 #include "cpu/isa.h"
+#include "cpu/team.h"
 #include "cpu/threads.h"
 
 namespace py = pybind11;
@@ -41,8 +42,13 @@ PYBIND11_MODULE(_core, m) {
     return false;
   });
   m.def("num_threads", &cpu::num_threads);
+  m.def("use_team", [](std::uintptr_t runner) { cpu::use_team(reinterpret_cast<cpu::TeamRunner>(runner)); });
+  m.def("has_team", &cpu::has_team);
+  greedynas::bindings::bind_blocks(m);
   greedynas::bindings::bind_filter(m);
+  greedynas::bindings::bind_norm(m);
   greedynas::bindings::bind_paths(m);
+  greedynas::bindings::bind_shuffle(m);
 #ifdef GREEDYNAS_HAS_CUDA
   greedynas::bindings::bind_cuda(m);
 #endif

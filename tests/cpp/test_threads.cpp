@@ -16,6 +16,7 @@
 #include <vector>
 
 #include "check.h"
+#include "cpu/team.h"
 #include "cpu/threads.h"
 
 #ifdef __has_feature  // Clang
@@ -217,9 +218,46 @@ void test_the_number_of_threads() {
   unsetenv("GREEDYNAS_NUM_THREADS");
 }
 
+// A team as OpenMP would make one: of new threads and the caller.
+void run_team(void (*body)(void*), void* data, unsigned threads, unsigned) {
+  std::vector<std::thread> others;
+  for (unsigned i = 1; i < threads; ++i) others.emplace_back(body, data);
+  body(data);
+  for (std::thread& other : others) other.join();
+}
+
+void test_loops_of_a_team() {
+  CHECK(!greedynas::cpu::has_team());
+  for (const bool with_team : {false, true}) {
+    if (with_team) greedynas::cpu::use_team(&run_team);
+    for (const int threads : {1, 2, 5}) {
+      for (const std::int64_t count : {0, 1, 6, 7, 8, 1000}) {
+        std::atomic<std::int64_t> sum = 0;
+        greedynas::cpu::team_for(count, 7, threads, [&](std::int64_t begin, std::int64_t end) {
+          CHECK(begin < end && end <= count && end - begin <= 7);
+          for (std::int64_t i = begin; i < end; ++i) sum += i;
+        });
+        CHECK(sum == count * (count - 1) / 2);
+      }
+    }
+    bool thrown = false;
+    try {
+      greedynas::cpu::team_for(50, 1, 3, [](std::int64_t begin, std::int64_t) {
+        if (begin == 20) throw std::runtime_error("20");
+      });
+    } catch (const std::runtime_error& error) {
+      thrown = std::string(error.what()) == "20";
+    }
+    CHECK(thrown);
+  }
+  CHECK(greedynas::cpu::has_team());
+  greedynas::cpu::use_team(nullptr);
+}
+
 }  // namespace
 
 int main() {
+  test_loops_of_a_team();
   test_every_index_is_met_once_in_ranges_of_a_grain();
   test_no_more_threads_work_than_asked_for();
   test_an_exception_comes_back_when_all_ranges_have_ended();

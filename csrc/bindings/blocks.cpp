@@ -1,0 +1,78 @@
+#include <pybind11/stl.h>
+
+#include <array>
+#include <stdexcept>
+#include <tuple>
+#include <vector>
+
+#include "bindings.h"
+#include "blocks/mixconv.h"
+
+namespace greedynas::bindings {
+
+namespace py = pybind11;
+
+namespace {
+
+using blocks::MixconvCall;
+using Released = py::call_guard<py::gil_scoped_release>;
+
+// Address of the first element, then elements between images, rows and pixels.
+using Tensor = std::tuple<std::uintptr_t, std::int64_t, std::int64_t, std::int64_t>;
+
+blocks::MixconvTensor tensor_of(const Tensor& tensor) {
+  const auto [address, image, row, pixel] = tensor;
+  return {at<void>(address), image, row, pixel};
+}
+
+blocks::MixconvStorage storage_of(bool bf16) {
+  return bf16 ? blocks::MixconvStorage::bf16 : blocks::MixconvStorage::float32;
+}
+
+// A group is (channels, kernel size, address of its weight); activation counts as blocks::MixconvActivation does.
+MixconvCall make_call(bool bf16, bool weight_bf16, const std::array<std::int64_t, 3>& batch_height_width, int stride,
+                      const std::vector<std::tuple<std::int64_t, int, std::uintptr_t>>& groups, const Tensor& x,
+                      int activation, std::uintptr_t scale, std::uintptr_t shift) {
+  const auto [batch, height, width] = batch_height_width;
+  MixconvCall call{storage_of(bf16), storage_of(weight_bf16), batch, height, width, stride, {}, tensor_of(x)};
+  for (const auto& [channels, kernel, weight] : groups) {
+    call.groups.push_back({channels, kernel, at<const void>(weight), nullptr});
+  }
+  call.activation = static_cast<blocks::MixconvActivation>(activation);
+  call.scale = at<const float>(scale);
+  call.shift = at<const float>(shift);
+  return call;
+}
+
+// weight_grads: an address a group, or none at all.
+void backward(MixconvCall& call, const Tensor& grad, std::uintptr_t stats_grad, const Tensor& y, const Tensor& x_grad,
+              const std::vector<std::uintptr_t>& weight_grads, std::uintptr_t norm_grad, std::uintptr_t workspace,
+              int threads) {
+  for (std::size_t g = 0; g < call.groups.size(); ++g) {
+    call.groups[g].weight_grad = weight_grads.empty() ? nullptr : at<void>(weight_grads.at(g));
+  }
+  blocks::mixconv_backward(
+      call, {tensor_of(grad), at<const float>(stats_grad), tensor_of(y), tensor_of(x_grad), at<float>(norm_grad)},
+      at<void>(workspace), threads);
+}
+
+}  // namespace
+
+void bind_blocks(py::module_& m) {
+  m.attr("MIXCONV_MAX_KERNEL") = blocks::kMixconvMaxKernel;
+  py::class_<MixconvCall>(m, "MixconvCall", py::module_local())
+      .def(py::init(&make_call), py::arg("bf16"), py::arg("weight_bf16"), py::arg("batch_height_width"),
+           py::arg("stride"), py::arg("groups"), py::arg("x"), py::arg("activation"), py::arg("scale"),
+           py::arg("shift"))
+      .def("workspace_bytes", &blocks::mixconv_workspace_bytes, py::arg("threads"))
+      .def(
+          "forward",
+          [](const MixconvCall& call, const Tensor& y, std::uintptr_t stats, std::uintptr_t workspace, int threads) {
+            blocks::mixconv_forward(call, tensor_of(y), at<float>(stats), at<void>(workspace), threads);
+          },
+          py::arg("y"), py::arg("stats"), py::arg("workspace"), py::arg("threads"), Released())
+      .def("backward", &backward, py::arg("grad"), py::arg("stats_grad"), py::arg("y"), py::arg("x_grad"),
+           py::arg("weight_grads"), py::arg("norm_grad"), py::arg("workspace"), py::arg("threads"), Released());
+}
+
+}  // namespace greedynas::bindings

@@ -1,0 +1,169 @@
+// Normalisation layers. Tensors come as address and row stride in elements; address 0 stands for none.
+#include "bindings.h"
+#include "blocks/bn_act.h"
+#include "blocks/squeeze_excite.h"
+
+namespace greedynas::bindings {
+
+namespace py = pybind11;
+
+namespace {
+
+using Released = py::call_guard<py::gil_scoped_release>;
+using Address = std::uintptr_t;
+
+norm::Shape shape_at(std::int64_t rows, int channels, bool bf16) {
+  return norm::shape_of(bf16 ? norm::Storage::bf16 : norm::Storage::float32, rows, channels);
+}
+
+norm::Input input(Address address, std::int64_t stride) { return {at<const void>(address), stride}; }
+
+// A layer with its numbers a channel. `moments` is [2, C]: means, then biased variances.
+struct Layer {
+  norm::BnAct layer;
+  float* moments;
+  const float *weight, *bias;
+  float eps;
+
+  norm::Channels channels() const { return {moments, moments + layer.shape.channels, weight, bias, eps}; }
+};
+
+Layer make_layer(std::int64_t rows, int channels, bool bf16, int activation, bool residual, Address moments,
+                 Address weight, Address bias, double eps, int threads) {
+  const norm::BnAct layer{shape_at(rows, channels, bf16), static_cast<norm::Activation>(activation), residual, threads};
+  return {layer, at<float>(moments), at<const float>(weight), at<const float>(bias), static_cast<float>(eps)};
+}
+
+void take_moments(const norm::Shape& shape, norm::Input x, int threads, float* workspace, float* moments) {
+  norm::moments(shape, x, threads, workspace, moments, moments + shape.channels);
+}
+
+void bind_statistics(py::module_& m) {
+  m.def(
+      "bn_workspace_floats",
+      [](std::int64_t rows, int channels) { return norm::workspace_floats(shape_at(rows, channels, false)); },
+      py::arg("rows"), py::arg("channels"));
+  m.def(
+      "bn_moments",
+      [](std::int64_t rows, int channels, bool bf16, Address x, std::int64_t x_stride, Address workspace,
+         Address moments, int threads) {
+        take_moments(shape_at(rows, channels, bf16), input(x, x_stride), threads, at<float>(workspace),
+                     at<float>(moments));
+      },
+      py::arg("rows"), py::arg("channels"), py::arg("bf16"), py::arg("x"), py::arg("x_stride"), py::arg("workspace"),
+      py::arg("moments"), py::arg("threads"), Released());
+  m.def(
+      "bn_update",
+      [](std::int64_t rows, int channels, Address moments, double share, Address running_mean, Address running_var) {
+        const float* const mean = at<const float>(moments);
+        norm::update_running(shape_at(rows, channels, false), mean, mean + channels, share, at<float>(running_mean),
+                             at<float>(running_var));
+      },
+      py::arg("rows"), py::arg("channels"), py::arg("moments"), py::arg("share"), py::arg("running_mean"),
+      py::arg("running_var"));
+}
+
+// Prologue: 0 none, 1 scale and shift, 2 then relu, 3 then hard_swish.
+void bind_squeeze_excite(py::module_& m) {
+  using norm::SqueezeExcite;
+  py::class_<SqueezeExcite>(m, "SqueezeExcite")
+      .def(py::init([](std::int64_t images, std::int64_t pixels, int channels, bool bf16, int prologue, Address scale,
+                       Address shift, int threads) {
+             norm::Shape image = shape_at(images * pixels, channels, bf16);
+             image.rows = pixels;
+             return SqueezeExcite{
+                 image,  images, static_cast<norm::Prologue>(prologue), at<const float>(scale), at<const float>(shift),
+                 threads};
+           }),
+           py::arg("images"), py::arg("pixels"), py::arg("channels"), py::arg("bf16"), py::arg("prologue"),
+           py::arg("scale"), py::arg("shift"), py::arg("threads"))
+      .def("workspace_floats", [](const SqueezeExcite& self) { return norm::workspace_floats(self); })
+      .def(
+          "squeeze",
+          [](const SqueezeExcite& self, Address x, std::int64_t x_stride, Address workspace, Address means) {
+            norm::squeeze(self, input(x, x_stride), at<float>(workspace), at<float>(means));
+          },
+          py::arg("x"), py::arg("x_stride"), py::arg("workspace"), py::arg("means"), Released())
+      .def(
+          "excite",
+          [](const SqueezeExcite& self, Address x, std::int64_t x_stride, Address gates, Address y) {
+            norm::excite(self, input(x, x_stride), at<const float>(gates), at<void>(y));
+          },
+          py::arg("x"), py::arg("x_stride"), py::arg("gates"), py::arg("y"), Released())
+      .def(
+          "excite_backward",
+          [](const SqueezeExcite& self, Address grad, std::int64_t grad_stride, Address x, std::int64_t x_stride,
+             Address workspace, Address grad_gates) {
+            norm::excite_backward(self, input(grad, grad_stride), input(x, x_stride), at<float>(workspace),
+                                  at<float>(grad_gates));
+          },
+          py::arg("grad"), py::arg("grad_stride"), py::arg("x"), py::arg("x_stride"), py::arg("workspace"),
+          py::arg("grad_gates"), Released())
+      .def(
+          "squeeze_backward",
+          [](const SqueezeExcite& self, Address grad, std::int64_t grad_stride, Address x, std::int64_t x_stride,
+             Address gates, Address grad_means, Address workspace, Address grad_x, Address grad_scale,
+             Address grad_shift) {
+            norm::squeeze_backward(self, input(grad, grad_stride), input(x, x_stride), at<const float>(gates),
+                                   at<const float>(grad_means), at<float>(workspace), at<void>(grad_x),
+                                   at<float>(grad_scale), at<float>(grad_shift));
+          },
+          py::arg("grad"), py::arg("grad_stride"), py::arg("x"), py::arg("x_stride"), py::arg("gates"),
+          py::arg("grad_means"), py::arg("workspace"), py::arg("grad_x"), py::arg("grad_scale"), py::arg("grad_shift"),
+          Released());
+}
+
+}  // namespace
+
+void bind_norm(py::module_& m) {
+  bind_statistics(m);
+  bind_squeeze_excite(m);
+  // Codes: activation 0 identity, 1 relu, 2 hard_swish.
+  py::class_<Layer>(m, "BnAct")
+      .def(py::init(&make_layer), py::arg("rows"), py::arg("channels"), py::arg("bf16"), py::arg("activation"),
+           py::arg("residual"), py::arg("moments"), py::arg("weight"), py::arg("bias"), py::arg("eps"),
+           py::arg("threads"))
+      .def(
+          "forward",
+          [](const Layer& self, bool batch_statistics, Address x, std::int64_t x_stride, Address residual,
+             std::int64_t residual_stride, Address workspace, Address y) {
+            const norm::Input from = input(x, x_stride);
+            float* const space = at<float>(workspace);
+            if (batch_statistics) take_moments(self.layer.shape, from, self.layer.threads, space, self.moments);
+            norm::forward(self.layer, from, self.channels(), input(residual, residual_stride), space, at<void>(y));
+          },
+          py::arg("batch_statistics"), py::arg("x"), py::arg("x_stride"), py::arg("residual"),
+          py::arg("residual_stride"), py::arg("workspace"), py::arg("y"), Released())
+      .def(
+          "backward",
+          [](const Layer& self, bool batch_statistics, Address grad, std::int64_t grad_stride, Address x,
+             std::int64_t x_stride, Address residual, std::int64_t residual_stride, Address workspace, Address grad_x,
+             Address grad_residual, Address grad_weight, Address grad_bias) {
+            norm::backward(self.layer, batch_statistics, input(grad, grad_stride), input(x, x_stride), self.channels(),
+                           input(residual, residual_stride), at<float>(workspace),
+                           {at<void>(grad_x), at<void>(grad_residual), at<float>(grad_weight), at<float>(grad_bias)});
+          },
+          py::arg("batch_statistics"), py::arg("grad"), py::arg("grad_stride"), py::arg("x"), py::arg("x_stride"),
+          py::arg("residual"), py::arg("residual_stride"), py::arg("workspace"), py::arg("grad_x"),
+          py::arg("grad_residual"), py::arg("grad_weight"), py::arg("grad_bias"), Released())
+      .def(
+          "affine",
+          [](const Layer& self, Address scale_shift) {
+            const int channels = self.layer.shape.channels;
+            norm::affine(channels, self.channels(), at<float>(scale_shift), at<float>(scale_shift) + channels);
+          },
+          py::arg("scale_shift"))
+      .def(
+          "through_moments",
+          [](const Layer& self, bool batch_statistics, Address x, std::int64_t x_stride, Address grad_scale_shift,
+             Address workspace, Address grad, Address grad_weight, Address grad_bias) {
+            const float* const grads = at<const float>(grad_scale_shift);
+            norm::through_moments(self.layer.shape, batch_statistics, input(x, x_stride), self.channels(), grads,
+                                  grads + self.layer.shape.channels, self.layer.threads, at<float>(workspace),
+                                  at<void>(grad), at<float>(grad_weight), at<float>(grad_bias));
+          },
+          py::arg("batch_statistics"), py::arg("x"), py::arg("x_stride"), py::arg("grad_scale_shift"),
+          py::arg("workspace"), py::arg("grad"), py::arg("grad_weight"), py::arg("grad_bias"), Released());
+}
+
+}  // namespace greedynas::bindings

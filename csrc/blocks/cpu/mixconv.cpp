@@ -1,0 +1,202 @@
+// Checks, division of mixconv into tasks, and sums over tasks in a fixed order.
+#include "blocks/mixconv.h"
+
+#include <algorithm>
+#include <atomic>
+#include <stdexcept>
+#include <string>
+
+#include "blocks/cpu/mixconv_kernels.h"
+#include "cpu/team.h"
+
+namespace greedynas::blocks {
+
+namespace {
+
+// Tasks are blocks of channels by chunks of images. Their number depends on the shape alone, and so do the results:
+// about kTasks, which keeps that many threads busy, but none with less than kPixels outputs, which would be dominated
+// by packing weights and adding up their gradients.
+constexpr std::int64_t kTasks = 64;
+constexpr std::int64_t kPixels = 1024;
+
+struct Block {
+  MixconvBlock block;
+  std::size_t group;
+  std::int64_t channel_in_group;
+  std::int64_t sums;  // where its weight gradient begins in a chunk's, in floats
+};
+
+struct Plan {
+  MixconvGeometry geometry;
+  std::vector<Block> blocks;
+  std::int64_t chunk_images, chunks;
+  std::int64_t weight_sums = 0;  // floats of a chunk's weight gradients
+  std::int64_t task_floats = 0;  // of a thread's workspace
+
+  std::int64_t tasks() const { return chunks * static_cast<std::int64_t>(blocks.size()); }
+  std::int64_t slots(int threads) const { return std::min<std::int64_t>(threads, tasks()); }
+  // Two sums a channel (of statistics or of scale and shift) and the weight gradients of all chunks.
+  std::int64_t pair_floats() const { return tasks() * 2 * kMixconvBlock; }
+};
+
+Plan make_plan(const MixconvCall& call) {
+  if (call.stride != 1 && call.stride != 2) {
+    throw std::invalid_argument("mixconv: stride must be 1 or 2, got " + std::to_string(call.stride));
+  }
+  Plan plan{};
+  plan.geometry = {call.height,         call.width, call.out_height(), call.out_width(), call.stride, call.storage,
+                   call.weight_storage, call.x,     call.activation,   call.scale,       call.shift};
+  std::int64_t channel = 0;
+  for (std::size_t g = 0; g < call.groups.size(); ++g) {
+    const MixconvGroup& group = call.groups[g];
+    if (group.kernel < 1 || group.kernel > kMixconvMaxKernel || group.kernel % 2 == 0) {
+      throw std::invalid_argument("mixconv: kernel sizes must be odd, 1 to " + std::to_string(kMixconvMaxKernel) +
+                                  ", got " + std::to_string(group.kernel));
+    }
+    const std::int64_t taps = static_cast<std::int64_t>(group.kernel) * group.kernel;
+    const std::int64_t weight_bytes = call.weight_storage == MixconvStorage::bf16 ? 2 : 4;
+    for (std::int64_t c = 0; c < group.channels; c += kMixconvBlock) {
+      const int channels = static_cast<int>(std::min<std::int64_t>(kMixconvBlock, group.channels - c));
+      const char* const weight = static_cast<const char*>(group.weight) + c * taps * weight_bytes;
+      plan.blocks.push_back({{group.kernel, channels, channel + c, weight, 0, 0, nullptr}, g, c, plan.weight_sums});
+      plan.weight_sums += taps * kMixconvBlock;
+    }
+    channel += group.channels;
+    plan.task_floats = std::max(plan.task_floats, mixconv_task_floats(plan.geometry, group.kernel));
+  }
+  const std::int64_t pixels = plan.geometry.out_height * plan.geometry.out_width;
+  const std::int64_t blocks = std::max<std::int64_t>(1, static_cast<std::int64_t>(plan.blocks.size()));
+  const std::int64_t wanted = (kTasks + blocks - 1) / blocks;
+  plan.chunk_images = std::max((call.batch + wanted - 1) / wanted, (kPixels + pixels - 1) / pixels);
+  plan.chunks = (call.batch + plan.chunk_images - 1) / plan.chunk_images;
+  return plan;
+}
+
+float* aligned(void* workspace) {
+  return reinterpret_cast<float*>((reinterpret_cast<std::uintptr_t>(workspace) + 63) / 64 * 64);
+}
+
+// Runs body(block index, chunk, MixconvBlock) for all tasks, each thread with a workspace of its own.
+template <class Body>
+void run_tasks(const Plan& plan, float* workspaces, int threads, const Body& body) {
+  const auto blocks = static_cast<std::int64_t>(plan.blocks.size());
+  std::atomic<std::int64_t> next{0};
+  cpu::team_for(plan.slots(threads), 1, threads, [&](std::int64_t begin, std::int64_t end) {
+    for (std::int64_t slot = begin; slot < end; ++slot) {
+      for (std::int64_t task = next++; task < plan.tasks(); task = next++) {
+        const std::int64_t chunk = task / blocks;
+        // Larger kernels usually come last in a list, and the longest tasks should begin first.
+        const std::int64_t index = blocks - 1 - task % blocks;
+        MixconvBlock block = plan.blocks[static_cast<std::size_t>(index)].block;
+        block.image_begin = chunk * plan.chunk_images;
+        block.image_end = block.image_begin + plan.chunk_images;
+        block.workspace = workspaces + slot * plan.task_floats;
+        body(index, chunk, block);
+      }
+    }
+  });
+}
+
+// pairs [chunks][blocks][2][kMixconvBlock] -> out [2, C]
+void add_pairs(const Plan& plan, const float* pairs, std::int64_t channels, float* out) {
+  const std::size_t blocks = plan.blocks.size();
+  for (std::size_t b = 0; b < blocks; ++b) {
+    const MixconvBlock& block = plan.blocks[b].block;
+    for (int row = 0; row < 2; ++row) {
+      float* const to = out + row * channels + block.first_channel;
+      for (int c = 0; c < block.channels; ++c) {
+        float sum = 0.0F;
+        for (std::int64_t chunk = 0; chunk < plan.chunks; ++chunk) {
+          const std::size_t task = static_cast<std::size_t>(chunk) * blocks + b;
+          sum += pairs[(task * 2 + static_cast<std::size_t>(row)) * kMixconvBlock + static_cast<std::size_t>(c)];
+        }
+        to[c] = sum;
+      }
+    }
+  }
+}
+
+void store_weight(void* out, MixconvStorage storage, std::int64_t index, float value) {
+  if (storage == MixconvStorage::float32) {
+    static_cast<float*>(out)[index] = value;
+    return;
+  }
+  std::uint32_t bits;
+  __builtin_memcpy(&bits, &value, sizeof bits);
+  const std::uint32_t rounded = value != value ? 0x7FC00000U : bits + 0x7FFFU + ((bits >> 16) & 1U);
+  static_cast<std::uint16_t*>(out)[index] = static_cast<std::uint16_t>(rounded >> 16);
+}
+
+// sums [chunks][blocks' taps][kMixconvBlock] -> the groups' gradients [channels, taps]
+void add_weight_grads(const Plan& plan, const MixconvCall& call, const float* sums, int threads) {
+  cpu::team_for(static_cast<std::int64_t>(plan.blocks.size()), 8, threads, [&](std::int64_t begin, std::int64_t end) {
+    float total[kMixconvBlock * kMixconvMaxKernel * kMixconvMaxKernel];
+    for (std::int64_t b = begin; b < end; ++b) {
+      const Block& of = plan.blocks[static_cast<std::size_t>(b)];
+      const int taps = of.block.kernel * of.block.kernel;
+      const int count = taps * kMixconvBlock;
+      std::fill_n(total, count, 0.0F);
+      for (std::int64_t chunk = 0; chunk < plan.chunks; ++chunk) {
+        const float* const from = sums + chunk * plan.weight_sums + of.sums;
+        for (int i = 0; i < count; ++i) total[i] += from[i];
+      }
+      void* const out = call.groups[of.group].weight_grad;
+      for (int c = 0; c < of.block.channels; ++c) {
+        const std::int64_t row = (of.channel_in_group + c) * taps;
+        for (int tap = 0; tap < taps; ++tap) {
+          store_weight(out, call.weight_storage, row + tap, total[tap * kMixconvBlock + c]);
+        }
+      }
+    }
+  });
+}
+
+}  // namespace
+
+std::size_t mixconv_workspace_bytes(const MixconvCall& call, int threads) {
+  const Plan plan = make_plan(call);
+  const std::int64_t floats =
+      plan.slots(threads) * plan.task_floats + plan.pair_floats() + plan.chunks * plan.weight_sums;
+  return static_cast<std::size_t>(floats) * sizeof(float) + 64;
+}
+
+void mixconv_forward(const MixconvCall& call, const MixconvTensor& y, float* stats, void* workspace, int threads) {
+  mixconv_forward_with(mixconv_kernel_for(cpu::selected()), call, y, stats, workspace, threads);
+}
+
+void mixconv_forward_with(const MixconvKernel& kernel, const MixconvCall& call, const MixconvTensor& y, float* stats,
+                          void* workspace, int threads) {
+  const Plan plan = make_plan(call);
+  float* const pairs = aligned(workspace);
+  run_tasks(plan, pairs + plan.pair_floats(), threads, [&](std::int64_t b, std::int64_t chunk, MixconvBlock block) {
+    block.image_end = std::min(block.image_end, call.batch);
+    float* const own = pairs + (chunk * static_cast<std::int64_t>(plan.blocks.size()) + b) * 2 * kMixconvBlock;
+    kernel.forward({&plan.geometry, block, y, stats == nullptr ? nullptr : own});
+  });
+  if (stats != nullptr) add_pairs(plan, pairs, call.channels(), stats);
+}
+
+void mixconv_backward(const MixconvCall& call, const MixconvBackward& backward, void* workspace, int threads) {
+  mixconv_backward_with(mixconv_kernel_for(cpu::selected()), call, backward, workspace, threads);
+}
+
+void mixconv_backward_with(const MixconvKernel& kernel, const MixconvCall& call, const MixconvBackward& backward,
+                           void* workspace, int threads) {
+  const Plan plan = make_plan(call);
+  const bool want_weights = !call.groups.empty() && call.groups.front().weight_grad != nullptr;
+  float* const pairs = aligned(workspace);
+  float* const sums = pairs + plan.pair_floats();
+  run_tasks(plan, sums + plan.chunks * plan.weight_sums, threads,
+            [&](std::int64_t b, std::int64_t chunk, MixconvBlock block) {
+              block.image_end = std::min(block.image_end, call.batch);
+              const std::int64_t task = chunk * static_cast<std::int64_t>(plan.blocks.size()) + b;
+              const std::int64_t own = plan.blocks[static_cast<std::size_t>(b)].sums;
+              kernel.backward({&plan.geometry, block, backward.grad, backward.y, backward.x_grad, backward.stats_grad,
+                               call.channels(), want_weights ? sums + chunk * plan.weight_sums + own : nullptr,
+                               backward.norm_grad == nullptr ? nullptr : pairs + task * 2 * kMixconvBlock});
+            });
+  if (backward.norm_grad != nullptr) add_pairs(plan, pairs, call.channels(), backward.norm_grad);
+  if (want_weights) add_weight_grads(plan, call, sums, threads);
+}
+
+}  // namespace greedynas::blocks

@@ -1,0 +1,214 @@
+// The backward pass of mixconv_block.h.
+#pragma once
+
+#include "blocks/cpu/mixconv_block.h"
+
+namespace greedynas::blocks {
+
+// Order of the weights for the gradient of x, which is a correlation of grad with the kernel turned round. At stride 2
+// the even and the odd columns of x meet every second tap: the taps of the one come before those of the other.
+template <int kKernel, int kStride>
+GREEDYNAS_VEC_INLINE void turned_order(int* order) {
+  constexpr int kFirstTaps = kStride == 1 ? kKernel : (kKernel + 1) / 2;
+  for (int y = 0; y < kKernel; ++y) {
+    for (int i = 0; i < kKernel; ++i) {
+      const int tap = i < kFirstTaps ? kKernel - 1 - kStride * i : kKernel - 2 - kStride * (i - kFirstTaps);
+      order[y * kKernel + i] = y * kKernel + tap;
+    }
+  }
+}
+
+template <class V, int kKernel, int kStride>
+struct MixconvSweep {
+  static constexpr int kPad = kKernel / 2;
+  static constexpr int kTaps = kKernel * kKernel;
+
+  const MixconvBackwardTask& task;
+  const MixconvGeometry& geometry;
+  const MixconvBlock& block;
+  MixconvRowFunctions functions;
+  MixconvRing<kKernel> grads;
+  const float* weights;  // in turned order
+  float* results;
+  float* sums;  // of the gradient of the weights: [vectors][taps][width]
+
+  GREEDYNAS_VEC_INLINE std::int64_t first_grad_row(std::int64_t y) const {
+    return larger(0, (y - kPad + kStride - 1) >> (kStride - 1));
+  }
+  GREEDYNAS_VEC_INLINE std::int64_t last_grad_row(std::int64_t y) const {
+    return smaller(geometry.out_height - 1, (y + kPad) / kStride);
+  }
+
+  GREEDYNAS_VEC_INLINE void load_grad(std::int64_t image, std::int64_t y) const {
+    const bool last = y == geometry.out_height - 1;
+    const std::int64_t plane = grads.columns * V::width, channel = block.first_channel;
+    const float* const stats = task.stats_grad == nullptr ? nullptr : task.stats_grad + channel;
+    functions.load_grad(mixconv_address(geometry, task.grad, image, y, channel),
+                        stats == nullptr ? nullptr : mixconv_address(geometry, task.y, image, y, channel),
+                        row_of<V>(task.grad, geometry.out_width, plane, block.channels, last),
+                        row_of<V>(task.y, geometry.out_width, plane, block.channels, last), stats,
+                        stats == nullptr ? nullptr : stats + task.stats_row, grads.row(y, V::width));
+  }
+
+  GREEDYNAS_VEC_INLINE void add_weight_grad(const MixconvRing<kKernel>& inputs, std::int64_t y) const {
+    const std::int64_t top = y * kStride - kPad, first = larger(top, 0);
+    const std::int64_t end = smaller(top + kKernel, geometry.height);
+    const float* rows[kKernel];
+    for (int vector = 0; vector * V::width < block.channels; ++vector) {
+      for (std::int64_t i = first; i < end; ++i)
+        rows[i - first] = inputs.row(i, 0) + vector * inputs.columns * V::width;
+      weight_grad_row<V, kKernel, kStride>(grads.row(y, V::width) + vector * grads.columns * V::width, rows,
+                                           static_cast<int>(end - first), geometry.out_width,
+                                           sums + (vector * kTaps + (first - top) * kKernel) * V::width);
+    }
+  }
+
+  // Gradient of row y of the activated x into `results`, one vector of channels.
+  GREEDYNAS_VEC_INLINE void input_grad(std::int64_t y, int vector, float* out) const {
+    const std::int64_t first = first_grad_row(y);
+    const int count = static_cast<int>(last_grad_row(y) - first + 1);
+    const float* rows[kKernel];
+    for (int i = 0; i < count; ++i) {
+      rows[i] = grads.row(first + i, V::width) + vector * grads.columns * V::width;
+    }
+    const float* const taps = weights + (vector * kKernel + (y + kPad - first * kStride)) * kKernel * V::width;
+    constexpr std::int64_t kStep = -kStride * kKernel * V::width;
+    if constexpr (kStride == 1) {
+      for (int i = 0; i < count; ++i) rows[i] -= kPad * V::width;
+      correlate_row<V, kKernel, 1>({rows, count, taps, kStep}, geometry.width, out, V::width);
+    } else {
+      // Column 2 m + a meets grad's columns from m + offset on; the first taps belong to a with the parity of kPad.
+      constexpr int kFirstTaps = (kKernel + 1) / 2, kOtherTaps = kKernel / 2;
+      constexpr int kFirst = kPad % 2, kOther = 1 - kFirst;
+      for (int i = 0; i < count; ++i) rows[i] += (kFirst - kPad) / 2 * V::width;
+      correlate_row<V, kFirstTaps, 1>({rows, count, taps, kStep}, (geometry.width - kFirst + 1) / 2,
+                                      out + kFirst * V::width, 2 * V::width);
+      for (int i = 0; i < count; ++i) rows[i] += ((kOther - kPad + 1) / 2 - (kFirst - kPad) / 2) * V::width;
+      correlate_row<V, (kOtherTaps > 0 ? kOtherTaps : 1), 1>(
+          {rows, kOtherTaps > 0 ? count : 0, taps + kFirstTaps * V::width, kStep}, (geometry.width - kOther + 1) / 2,
+          out + kOther * V::width, 2 * V::width);
+    }
+  }
+
+  GREEDYNAS_VEC_INLINE void store_input_grad(std::int64_t image, std::int64_t y) const {
+    const std::int64_t plane = mixconv_result_columns(geometry) * V::width, channel = block.first_channel;
+    for (int vector = 0; vector * V::width < block.channels; ++vector) {
+      input_grad(y, vector, results + vector * plane);
+    }
+    functions.store_input_grad(results, mixconv_address(geometry, geometry.x, image, y, channel),
+                               row_of<V>(geometry.x, geometry.width, plane, block.channels, y == geometry.height - 1),
+                               block_norm(geometry, block), mixconv_address(geometry, task.x_grad, image, y, channel),
+                               {task.x_grad.pixel, geometry.width, plane, block.channels, 0, task.x_grad.row},
+                               task.norm_grad);
+  }
+
+  void sweep(std::int64_t image, MixconvInput<V, kKernel>& input) const {
+    input.loaded = 0;
+    std::int64_t done = 0;  // rows of x_grad
+    for (std::int64_t y = 0; y < geometry.out_height; ++y) {
+      load_grad(image, y);
+      if (sums != nullptr) {
+        input.load_until(functions, image, smaller(y * kStride - kPad + kKernel, geometry.height));
+        add_weight_grad(input.ring, y);
+      }
+      if (task.x_grad.data == nullptr) continue;
+      for (; done < geometry.height && last_grad_row(done) <= y; ++done) store_input_grad(image, done);
+    }
+  }
+};
+
+// [vectors][taps][width] -> [taps][kMixconvBlock]
+template <class V>
+GREEDYNAS_VEC_INLINE void spread_sums(const float* sums, int channels, int taps, float* out) {
+  for (int vector = 0; vector * V::width < channels; ++vector) {
+    for (int tap = 0; tap < taps; ++tap, sums += V::width) {
+      V::load(sums).store(out + tap * kMixconvBlock + vector * V::width);
+    }
+  }
+}
+
+template <class V, int kKernel, int kStride>
+void backward_block(const MixconvBackwardTask& task) {
+  const MixconvGeometry& geometry = *task.geometry;
+  const MixconvBlock& block = task.block;
+  constexpr int kTaps = kKernel * kKernel;
+  const MixconvRing<kKernel> inputs{block.workspace, mixconv_input_columns(geometry, kKernel), kKernel / 2};
+  const MixconvRing<kKernel> grads{inputs.end(), mixconv_grad_columns(geometry, kKernel), kKernel};
+  float* const weights = grads.end();
+  inputs.clear();
+  grads.clear();
+  int order[kTaps];
+  turned_order<kKernel, kStride>(order);
+  pack_weights<V>(geometry, block, order, weights);
+  alignas(64) float sums[kTaps * kMixconvBlock] = {};
+  float unwanted[2 * kMixconvBlock];
+  MixconvBackwardTask own = task;
+  if (own.norm_grad == nullptr) own.norm_grad = unwanted;
+  __builtin_memset(own.norm_grad, 0, 2 * kMixconvBlock * sizeof(float));
+
+  MixconvInput<V, kKernel> input{geometry, block, inputs, block_norm(geometry, block)};
+  const MixconvSweep<V, kKernel, kStride> sweep{own,
+                                                geometry,
+                                                block,
+                                                row_functions<V>(geometry),
+                                                grads,
+                                                weights,
+                                                weights + kTaps * kMixconvBlock,
+                                                task.weight_grad == nullptr ? nullptr : sums};
+  for (std::int64_t image = block.image_begin; image < block.image_end; ++image) sweep.sweep(image, input);
+  if (task.weight_grad != nullptr) spread_sums<V>(sums, block.channels, kTaps, task.weight_grad);
+}
+
+template <class V, int kStride>
+void forward_of(const MixconvForwardTask& task) {
+  switch (task.block.kernel) {
+    case 1:
+      return forward_block<V, 1, kStride>(task);
+    case 3:
+      return forward_block<V, 3, kStride>(task);
+    case 5:
+      return forward_block<V, 5, kStride>(task);
+    case 7:
+      return forward_block<V, 7, kStride>(task);
+    case 9:
+      return forward_block<V, 9, kStride>(task);
+    default:
+      return forward_block<V, 11, kStride>(task);
+  }
+}
+
+template <class V, int kStride>
+void backward_of(const MixconvBackwardTask& task) {
+  switch (task.block.kernel) {
+    case 1:
+      return backward_block<V, 1, kStride>(task);
+    case 3:
+      return backward_block<V, 3, kStride>(task);
+    case 5:
+      return backward_block<V, 5, kStride>(task);
+    case 7:
+      return backward_block<V, 7, kStride>(task);
+    case 9:
+      return backward_block<V, 9, kStride>(task);
+    default:
+      return backward_block<V, 11, kStride>(task);
+  }
+}
+
+template <class V>
+void forward_any(const MixconvForwardTask& task) {
+  task.geometry->stride == 1 ? forward_of<V, 1>(task) : forward_of<V, 2>(task);
+}
+
+template <class V>
+void backward_any(const MixconvBackwardTask& task) {
+  task.geometry->stride == 1 ? backward_of<V, 1>(task) : backward_of<V, 2>(task);
+}
+
+template <class V>
+constexpr MixconvKernel mixconv_kernel_over(const char* name) {
+  static_assert(kMixconvBlock % V::width == 0);
+  return {name, &forward_any<V>, &backward_any<V>};
+}
+
+}  // namespace greedynas::blocks

@@ -1,0 +1,150 @@
+// mixconv for one block of channels and some images, written once over a vector type V (csrc/cpu/vec_*.h).
+//
+// The images are swept row by row. Rows of x (activated, converted to float32, zero-padded) live in a ring of
+// kernel rows that stays in the L1 or L2 cache, and so do rows of grad in the backward pass: there one sweep
+// computes the gradient of the weights, and that of x a few rows behind.
+// Included by one file a level, each compiled for that level alone: no inline function of the standard library here.
+#pragma once
+
+#include "blocks/cpu/mixconv_load.h"
+#include "blocks/cpu/mixconv_rows.h"
+
+namespace greedynas::blocks {
+
+GREEDYNAS_VEC_INLINE char* mixconv_address(const MixconvGeometry& geometry, const MixconvTensor& tensor,
+                                           std::int64_t image, std::int64_t row, std::int64_t channel) {
+  const std::int64_t elements = image * tensor.image + row * tensor.row + channel;
+  return static_cast<char*>(tensor.data) + elements * (geometry.storage == MixconvStorage::bf16 ? 2 : 4);
+}
+
+GREEDYNAS_VEC_INLINE std::int64_t smaller(std::int64_t a, std::int64_t b) { return a < b ? a : b; }
+GREEDYNAS_VEC_INLINE std::int64_t larger(std::int64_t a, std::int64_t b) { return a > b ? a : b; }
+
+// How rows of a tensor are read: `careful` covers the pixels from which a vector would reach beyond the tensor's end.
+template <class V>
+GREEDYNAS_VEC_INLINE MixconvRow row_of(const MixconvTensor& tensor, std::int64_t pixels, std::int64_t plane,
+                                       int channels, bool last) {
+  std::int64_t careful = 0;
+  if ((last || tensor.row < V::width) && tensor.pixel > 0) {
+    careful = smaller(pixels, (V::width + tensor.pixel - 1) / tensor.pixel);
+  } else if (tensor.pixel <= 0) {
+    careful = pixels;
+  }
+  return {tensor.pixel, pixels, plane, channels, careful, tensor.row};
+}
+
+// A ring of padded rows in the workspace: row i is in slot i % kSlots, its first pixel after `pad` zeros.
+template <int kSlots>
+struct MixconvRing {
+  float* base;
+  std::int64_t columns, pad;
+
+  GREEDYNAS_VEC_INLINE float* row(std::int64_t i, int width) const {
+    const auto slot = static_cast<std::uint32_t>(i) % kSlots;  // of 32 bits, which needs no division
+    return base + slot * columns * kMixconvBlock + pad * width;
+  }
+  GREEDYNAS_VEC_INLINE float* end() const { return base + kSlots * columns * kMixconvBlock; }
+  GREEDYNAS_VEC_INLINE void clear() const {
+    __builtin_memset(base, 0, static_cast<std::size_t>(end() - base) * sizeof(float));
+  }
+};
+
+template <class W>
+GREEDYNAS_VEC_INLINE float weight_value(W value) {
+  if constexpr (sizeof(W) == sizeof(float)) {
+    return value;
+  } else {
+    const std::uint32_t bits = static_cast<std::uint32_t>(value) << 16;
+    float result;
+    __builtin_memcpy(&result, &bits, sizeof bits);
+    return result;
+  }
+}
+
+// [channels, taps] -> [vectors][taps][width]; order[i] is the tap that comes i-th. Absent channels are zero.
+template <class V, class W>
+void pack_weights_of(const W* weights, int channels, int taps, const int* order, float* out) {
+  for (int first = 0; first < channels; first += V::width) {
+    for (int i = 0; i < taps; ++i, out += V::width) {
+      for (int lane = 0; lane < V::width; ++lane) {
+        const int channel = first + lane;
+        out[lane] = channel < channels ? weight_value(weights[channel * taps + order[i]]) : 0.0F;
+      }
+    }
+  }
+}
+
+template <class V>
+GREEDYNAS_VEC_INLINE void pack_weights(const MixconvGeometry& geometry, const MixconvBlock& block, const int* order,
+                                       float* out) {
+  const int taps = block.kernel * block.kernel;
+  if (geometry.weight_storage == MixconvStorage::bf16) {
+    pack_weights_of<V>(static_cast<const std::uint16_t*>(block.weight), block.channels, taps, order, out);
+  } else {
+    pack_weights_of<V>(static_cast<const float*>(block.weight), block.channels, taps, order, out);
+  }
+}
+
+GREEDYNAS_VEC_INLINE MixconvNorm block_norm(const MixconvGeometry& geometry, const MixconvBlock& block) {
+  if (geometry.activation == MixconvActivation::none) return {nullptr, nullptr};
+  return {geometry.scale + block.first_channel, geometry.shift + block.first_channel};
+}
+
+// Rows of x on their way into a ring.
+template <class V, int kSlots>
+struct MixconvInput {
+  const MixconvGeometry& geometry;
+  const MixconvBlock& block;
+  MixconvRing<kSlots> ring;
+  MixconvNorm norm;
+  std::int64_t loaded = 0;
+
+  GREEDYNAS_VEC_INLINE void load_until(const MixconvRowFunctions& functions, std::int64_t image, std::int64_t end) {
+    for (; loaded < end; ++loaded) {
+      const MixconvRow row =
+          row_of<V>(geometry.x, geometry.width, ring.columns * V::width, block.channels, loaded == geometry.height - 1);
+      functions.load_input(mixconv_address(geometry, geometry.x, image, loaded, block.first_channel), row, norm,
+                           ring.row(loaded, V::width));
+    }
+  }
+};
+
+template <class V, int kKernel, int kStride>
+void forward_block(const MixconvForwardTask& task) {
+  const MixconvGeometry& geometry = *task.geometry;
+  const MixconvBlock& block = task.block;
+  constexpr int kPad = kKernel / 2;
+  const MixconvRowFunctions functions = row_functions<V>(geometry);
+  const MixconvRing<kKernel> ring{block.workspace, mixconv_input_columns(geometry, kKernel), kPad};
+  float* const weights = ring.end();
+  float* const results = weights + kKernel * kKernel * kMixconvBlock;
+  ring.clear();
+  int order[kKernel * kKernel];
+  for (int i = 0; i < kKernel * kKernel; ++i) order[i] = i;
+  pack_weights<V>(geometry, block, order, weights);
+  if (task.stats != nullptr) __builtin_memset(task.stats, 0, 2 * kMixconvBlock * sizeof(float));
+
+  const std::int64_t plane = ring.columns * V::width;
+  const MixconvRow out{task.y.pixel, geometry.out_width, mixconv_result_columns(geometry) * V::width, block.channels, 0,
+                       task.y.row};
+  MixconvInput<V, kKernel> input{geometry, block, ring, block_norm(geometry, block)};
+  for (std::int64_t image = block.image_begin; image < block.image_end; ++image) {
+    input.loaded = 0;
+    for (std::int64_t y = 0; y < geometry.out_height; ++y) {
+      const std::int64_t top = y * kStride - kPad, first = larger(top, 0);
+      const std::int64_t end = smaller(top + kKernel, geometry.height);
+      input.load_until(functions, image, end);
+      const float* rows[kKernel];
+      for (int vector = 0; vector * V::width < block.channels; ++vector) {
+        for (std::int64_t i = first; i < end; ++i) rows[i - first] = ring.row(i, 0) + vector * plane;
+        const float* const taps = weights + (vector * kKernel + (first - top)) * kKernel * V::width;
+        correlate_row<V, kKernel, kStride>({rows, static_cast<int>(end - first), taps, kKernel * V::width},
+                                           geometry.out_width, results + vector * out.plane, V::width);
+      }
+      functions.store_result(results, mixconv_address(geometry, task.y, image, y, block.first_channel), out,
+                             task.stats);
+    }
+  }
+}
+
+}  // namespace greedynas::blocks

@@ -1,0 +1,96 @@
+// What a level's kernels for mixconv do: one block of channels of some images.
+#pragma once
+
+#include "blocks/mixconv.h"
+#include "cpu/isa.h"
+#include "cpu/vec_generic.h"
+
+namespace greedynas::blocks {
+
+inline constexpr int kMixconvBlock = 16;  // channels of a block: a cache line of float32, a multiple of all vectors
+// Columns that an inner product may compute beyond the last one.
+inline constexpr int kMixconvOverrun = 8;
+
+// What all tasks of a call share; the kernels see no more of it. Columns count pixels of a padded row in the workspace.
+struct MixconvGeometry {
+  std::int64_t height, width, out_height, out_width;
+  int stride;
+  MixconvStorage storage, weight_storage;
+  MixconvTensor x;
+  MixconvActivation activation;
+  const float* scale;  // [C], as shift
+  const float* shift;
+};
+
+// Up to kMixconvBlock channels of one group, and some images.
+struct MixconvBlock {
+  int kernel;
+  int channels;
+  std::int64_t first_channel;  // of the tensors
+  const void* weight;          // of the block's first channel
+  std::int64_t image_begin, image_end;
+  float* workspace;  // mixconv_task_floats, aligned to 64 bytes
+};
+
+// Sums over the images of a task are set, not added to; nullptr: not wanted.
+struct MixconvForwardTask {
+  const MixconvGeometry* geometry;
+  MixconvBlock block;
+  MixconvTensor y;
+  float* stats;  // [2][16]
+};
+
+struct MixconvBackwardTask {
+  const MixconvGeometry* geometry;
+  MixconvBlock block;
+  MixconvTensor grad, y, x_grad;
+  const float* stats_grad;  // [2, C], the first row at the tensors' channel 0
+  std::int64_t stats_row;   // C
+  float* weight_grad;       // [kernel * kernel][16]
+  float* norm_grad;         // [2][16]
+};
+
+// Padded rows of x and of grad in the workspace, in pixels of kMixconvBlock floats.
+GREEDYNAS_VEC_INLINE std::int64_t mixconv_input_columns(const MixconvGeometry& geometry, int kernel) {
+  return (geometry.out_width + kMixconvOverrun - 1) * geometry.stride + kernel + 2;
+}
+GREEDYNAS_VEC_INLINE std::int64_t mixconv_grad_columns(const MixconvGeometry& geometry, int kernel) {
+  return geometry.width + kMixconvOverrun + 2 * kernel;
+}
+GREEDYNAS_VEC_INLINE std::int64_t mixconv_result_columns(const MixconvGeometry& geometry) {
+  return geometry.width + 2 * kMixconvOverrun;
+}
+
+// Rings of kernel rows of x and of grad, a row of results, and k * k weights.
+GREEDYNAS_VEC_INLINE std::int64_t mixconv_task_floats(const MixconvGeometry& geometry, int kernel) {
+  const std::int64_t columns = mixconv_input_columns(geometry, kernel) + mixconv_grad_columns(geometry, kernel);
+  return (kernel * (columns + kernel) + mixconv_result_columns(geometry)) * kMixconvBlock;
+}
+
+struct MixconvKernel {
+  const char* name;  // of the level
+  void (*forward)(const MixconvForwardTask& task);
+  void (*backward)(const MixconvBackwardTask& task);
+};
+
+extern const MixconvKernel kMixconvPortable;
+#ifdef GREEDYNAS_X86
+extern const MixconvKernel kMixconvAvx2;
+extern const MixconvKernel kMixconvAvx512;
+#endif
+
+inline const MixconvKernel& mixconv_kernel_for([[maybe_unused]] cpu::Isa isa) {
+#ifdef GREEDYNAS_X86
+  if (isa >= cpu::Isa::avx512) return kMixconvAvx512;
+  if (isa == cpu::Isa::avx2) return kMixconvAvx2;
+#endif
+  return kMixconvPortable;
+}
+
+// The two passes with a given kernel, for tests.
+void mixconv_forward_with(const MixconvKernel& kernel, const MixconvCall& call, const MixconvTensor& y, float* stats,
+                          void* workspace, int threads);
+void mixconv_backward_with(const MixconvKernel& kernel, const MixconvCall& call, const MixconvBackward& backward,
+                           void* workspace, int threads);
+
+}  // namespace greedynas::blocks

@@ -1,0 +1,251 @@
+// Rows between the tensors and the workspace of mixconv: conversion, activation on load, their gradients on store.
+//
+// In the workspace a row is [vectors of the block][columns][width] floats: each vector of channels is a plane.
+#pragma once
+
+#include "blocks/cpu/mixconv_kernels.h"
+#include "blocks/cpu/mixconv_vec.h"
+
+namespace greedynas::blocks {
+
+// One row of pixels of a block of channels.
+struct MixconvRow {
+  std::int64_t pixel;   // elements between pixels of the tensor
+  std::int64_t pixels;  // that there are
+  std::int64_t plane;   // floats between planes of the workspace
+  int channels;
+  // A vector may be loaded beyond the block's channels, except at this many pixels of the end: what is there belongs
+  // to the tensor, and lanes do not mix.
+  std::int64_t careful;
+  std::int64_t ahead;  // elements from a pixel to one that is needed soon and should be fetched
+};
+
+struct MixconvNorm {
+  const float* scale;  // of the block's first channel
+  const float* shift;
+};
+
+// Calls body(vector, lanes): once a vector, whole ones with lanes == V::width as a constant.
+template <class V, class Body>
+GREEDYNAS_VEC_INLINE void for_vectors(int channels, const Body& body) {
+  int vector = 0;
+  for (; (vector + 1) * V::width <= channels; ++vector) body(vector, V::width);
+  if (vector * V::width < channels) body(vector, channels - vector * V::width);
+}
+
+// Pixels of a row, seen through one vector of channels.
+template <class V, class E>
+struct MixconvReader {
+  const E* first;
+  std::int64_t pixel, whole;  // before `whole`, pixels are read as whole vectors
+  std::int64_t ahead;
+  int lanes;
+
+  GREEDYNAS_VEC_INLINE MixconvReader(const void* data, const MixconvRow& row, int vector, int live)
+      : first(static_cast<const E*>(data) + vector * V::width),
+        pixel(row.pixel),
+        whole(live == V::width ? row.pixels : row.pixels - row.careful),
+        ahead(row.ahead),
+        lanes(live) {}
+  GREEDYNAS_VEC_INLINE V at(std::int64_t j) const {
+    const E* const p = first + j * pixel;
+    __builtin_prefetch(p + ahead);
+    return __builtin_expect(j < whole, 1) ? load_elements<V>(p) : load_first<V>(p, lanes);
+  }
+};
+
+template <class V, MixconvActivation kActivation>
+GREEDYNAS_VEC_INLINE V activate(V value, V scale, V shift) {
+  if constexpr (kActivation == MixconvActivation::none) return value;
+  const V z = fma(value, scale, shift);
+  // The bound comes first: a NaN is the result of both.
+  if constexpr (kActivation == MixconvActivation::relu) return max(V::set(0.0F), z);
+  if constexpr (kActivation == MixconvActivation::hard_swish) {
+    const V gate = min(V::set(6.0F), max(V::set(0.0F), z + V::set(3.0F)));
+    return z * gate * V::set(1.0F / 6.0F);
+  }
+  return z;
+}
+
+template <class V, MixconvActivation kActivation>
+GREEDYNAS_VEC_INLINE V activation_slope(V z) {
+  const V zero = V::set(0.0F), one = V::set(1.0F);
+  if constexpr (kActivation == MixconvActivation::relu) return where_greater(z, zero, one, zero);
+  if constexpr (kActivation == MixconvActivation::hard_swish) {
+    const V middle = fma(z, V::set(1.0F / 3.0F), V::set(0.5F));
+    return where_greater(z, V::set(-3.0F), where_greater(z, V::set(3.0F), one, middle), zero);
+  }
+  return one;
+}
+
+template <class V>
+GREEDYNAS_VEC_INLINE V load_norm(const float* values, int vector, int lanes) {
+  const float* const p = values + vector * V::width;
+  return lanes == V::width ? V::load(p) : load_first<V>(p, lanes);
+}
+
+// Rows of x, activated.
+template <class V, class E, MixconvActivation kActivation>
+void load_input_row(const void* data, const MixconvRow& row, const MixconvNorm& norm, float* out) {
+  for_vectors<V>(row.channels, [&](int vector, int lanes) __attribute__((always_inline)) {
+    const MixconvReader<V, E> values(data, row, vector, lanes);
+    V scale = V::set(1.0F), shift = V::set(0.0F);
+    if constexpr (kActivation != MixconvActivation::none) {
+      scale = load_norm<V>(norm.scale, vector, lanes);
+      shift = load_norm<V>(norm.shift, vector, lanes);
+    }
+    float* to = out + vector * row.plane;
+    for (std::int64_t j = 0; j < row.pixels; ++j, to += V::width) {
+      activate<V, kActivation>(values.at(j), scale, shift).store(to);
+    }
+  });
+}
+
+// Rows of grad; with sums, plus what comes through the statistics: d sum + 2 y d sum_of_squares.
+template <class V, class E>
+void load_grad_row(const void* grad, const void* y, const MixconvRow& row, const MixconvRow& y_row,
+                   const float* sum_grad, const float* square_grad, float* out) {
+  for_vectors<V>(row.channels, [&](int vector, int lanes) __attribute__((always_inline)) {
+    const MixconvReader<V, E> grads(grad, row, vector, lanes);
+    float* to = out + vector * row.plane;
+    if (sum_grad == nullptr) {
+      for (std::int64_t j = 0; j < row.pixels; ++j, to += V::width) grads.at(j).store(to);
+      return;
+    }
+    const MixconvReader<V, E> values(y, y_row, vector, lanes);
+    const V sum = load_norm<V>(sum_grad, vector, lanes);
+    const V square = load_norm<V>(square_grad, vector, lanes) * V::set(2.0F);
+    for (std::int64_t j = 0; j < row.pixels; ++j, to += V::width) {
+      (grads.at(j) + fma(square, values.at(j), sum)).store(to);
+    }
+  });
+}
+
+template <class V, class E>
+GREEDYNAS_VEC_INLINE void store_lanes(E* to, V value, int lanes) {
+  if (lanes == V::width) {
+    store_elements(to, value);
+  } else {
+    store_first(to, value, lanes);
+  }
+}
+
+// Two running sums of two series each, so that no addition waits for the one just before.
+template <class V>
+struct MixconvSums {
+  V first[2], second[2];
+
+  GREEDYNAS_VEC_INLINE MixconvSums() { first[0] = first[1] = second[0] = second[1] = V::set(0.0F); }
+  GREEDYNAS_VEC_INLINE void add_to(float* sums) const {
+    (V::load(sums) + (first[0] + first[1])).store(sums);
+    (V::load(sums + kMixconvBlock) + (second[0] + second[1])).store(sums + kMixconvBlock);
+  }
+};
+
+// Results of a row into y; stats [2][kMixconvBlock], nullptr: not wanted.
+template <class V, class E>
+void store_result_row(const float* results, void* data, const MixconvRow& row, float* stats) {
+  for_vectors<V>(row.channels, [&](int vector, int lanes) __attribute__((always_inline)) {
+    E* to = static_cast<E*>(data) + vector * V::width;
+    const float* from = results + vector * row.plane;
+    if (stats == nullptr) {
+      for (std::int64_t j = 0; j < row.pixels; ++j, to += row.pixel, from += V::width) {
+        __builtin_prefetch(to + row.ahead, 1);
+        store_lanes(to, as_stored(V::load(from), to), lanes);
+      }
+      return;
+    }
+    MixconvSums<V> sums;
+    const auto store = [&](int series) __attribute__((always_inline)) {
+      __builtin_prefetch(to + row.ahead, 1);
+      const V value = as_stored(V::load(from), to);
+      store_lanes(to, value, lanes);
+      sums.first[series] = sums.first[series] + value;
+      sums.second[series] = fma(value, value, sums.second[series]);
+      to += row.pixel;
+      from += V::width;
+    };
+    std::int64_t j = 0;
+    for (; j + 2 <= row.pixels; j += 2) {
+      store(0);
+      store(1);
+    }
+    if (j < row.pixels) store(0);
+    sums.add_to(stats + vector * V::width);
+  });
+}
+
+// Gradients of a row of activated inputs into x_grad; adds to norm_grad [2][kMixconvBlock] unless there is no norm.
+template <class V, class E, MixconvActivation kActivation>
+void store_input_grad_row(const float* grads, const void* x, const MixconvRow& x_row, const MixconvNorm& norm,
+                          void* data, const MixconvRow& row, float* norm_grad) {
+  for_vectors<V>(row.channels, [&](int vector, int lanes) __attribute__((always_inline)) {
+    E* to = static_cast<E*>(data) + vector * V::width;
+    const float* from = grads + vector * row.plane;
+    if constexpr (kActivation == MixconvActivation::none) {
+      for (std::int64_t j = 0; j < row.pixels; ++j, to += row.pixel, from += V::width) {
+        __builtin_prefetch(to + row.ahead, 1);
+        store_lanes(to, as_stored(V::load(from), to), lanes);
+      }
+    } else {
+      const MixconvReader<V, E> values(x, x_row, vector, lanes);
+      const V scale = load_norm<V>(norm.scale, vector, lanes), shift = load_norm<V>(norm.shift, vector, lanes);
+      MixconvSums<V> sums;
+      std::int64_t j = 0;
+      const auto store = [&](int series) __attribute__((always_inline)) {
+        __builtin_prefetch(to + row.ahead, 1);
+        const V value = values.at(j++);
+        const V grad = V::load(from) * activation_slope<V, kActivation>(fma(value, scale, shift));
+        sums.first[series] = fma(grad, value, sums.first[series]);
+        sums.second[series] = sums.second[series] + grad;
+        store_lanes(to, as_stored(grad * scale, to), lanes);
+        to += row.pixel;
+        from += V::width;
+      };
+      while (j + 2 <= row.pixels) {
+        store(0);
+        store(1);
+      }
+      if (j < row.pixels) store(0);
+      sums.add_to(norm_grad + vector * V::width);
+    }
+  });
+}
+
+// The functions for a call's storage and activation.
+struct MixconvRowFunctions {
+  void (*load_input)(const void*, const MixconvRow&, const MixconvNorm&, float*);
+  void (*load_grad)(const void*, const void*, const MixconvRow&, const MixconvRow&, const float*, const float*, float*);
+  void (*store_result)(const float*, void*, const MixconvRow&, float*);
+  void (*store_input_grad)(const float*, const void*, const MixconvRow&, const MixconvNorm&, void*, const MixconvRow&,
+                           float*);
+};
+
+template <class V, class E, MixconvActivation kActivation>
+GREEDYNAS_VEC_INLINE MixconvRowFunctions row_functions_of() {
+  return {&load_input_row<V, E, kActivation>, &load_grad_row<V, E>, &store_result_row<V, E>,
+          &store_input_grad_row<V, E, kActivation>};
+}
+
+template <class V, class E>
+GREEDYNAS_VEC_INLINE MixconvRowFunctions row_functions_of(MixconvActivation activation) {
+  switch (activation) {
+    case MixconvActivation::identity:
+      return row_functions_of<V, E, MixconvActivation::identity>();
+    case MixconvActivation::relu:
+      return row_functions_of<V, E, MixconvActivation::relu>();
+    case MixconvActivation::hard_swish:
+      return row_functions_of<V, E, MixconvActivation::hard_swish>();
+    case MixconvActivation::none:
+      break;
+  }
+  return row_functions_of<V, E, MixconvActivation::none>();
+}
+
+template <class V>
+GREEDYNAS_VEC_INLINE MixconvRowFunctions row_functions(const MixconvGeometry& geometry) {
+  if (geometry.storage == MixconvStorage::bf16) return row_functions_of<V, std::uint16_t>(geometry.activation);
+  return row_functions_of<V, float>(geometry.activation);
+}
+
+}  // namespace greedynas::blocks

@@ -1,0 +1,92 @@
+// What mixconv needs of a vector type besides its common interface: bf16 in memory, parts of a vector, comparisons.
+// Written over the compiler's own vectors, which all vector types contain.
+#pragma once
+
+#include <cstdint>
+
+#include "cpu/vec_generic.h"
+
+namespace greedynas::blocks {
+
+template <class V>
+struct MixconvLanes {
+  typedef std::uint16_t Halves __attribute__((vector_size(V::width * sizeof(std::uint16_t))));
+  typedef std::uint32_t Words __attribute__((vector_size(V::width * sizeof(std::uint32_t))));
+};
+
+template <class V>
+GREEDYNAS_VEC_INLINE V load_elements(const float* p) {
+  return V::load(p);
+}
+template <class V>
+GREEDYNAS_VEC_INLINE V load_elements(const std::uint16_t* p) {
+  using Lanes = MixconvLanes<V>;
+  typename Lanes::Halves halves;
+  __builtin_memcpy(&halves, p, sizeof halves);
+  const typename Lanes::Words words = __builtin_convertvector(halves, typename Lanes::Words) << 16;
+  V result;
+  __builtin_memcpy(&result.v, &words, sizeof words);
+  return result;
+}
+
+// The value that a store keeps.
+template <class V>
+GREEDYNAS_VEC_INLINE V as_stored(V value, const float*) {
+  return value;
+}
+template <class V>
+GREEDYNAS_VEC_INLINE V as_stored(V value, const std::uint16_t*) {
+  return round_to_bf16(value);
+}
+
+// Of values that `as_stored` gave.
+template <class V>
+GREEDYNAS_VEC_INLINE void store_elements(float* p, V value) {
+  value.store(p);
+}
+template <class V>
+GREEDYNAS_VEC_INLINE void store_elements(std::uint16_t* p, V value) {
+  using Lanes = MixconvLanes<V>;
+  typename Lanes::Words words;
+  __builtin_memcpy(&words, &value.v, sizeof words);
+  const auto halves = __builtin_convertvector(words >> 16, typename Lanes::Halves);
+  __builtin_memcpy(p, &halves, sizeof halves);
+}
+
+// The first `count` elements, at most V::width; the other lanes are zero.
+template <class V, class E>
+GREEDYNAS_VEC_INLINE V load_first(const E* p, int count) {
+  E buffer[V::width] = {};
+  for (int i = 0; i < count; ++i) buffer[i] = p[i];
+  return load_elements<V>(buffer);
+}
+template <class V, class E>
+GREEDYNAS_VEC_INLINE void store_first(E* p, V value, int count) {
+  E buffer[V::width];
+  store_elements(buffer, value);
+  const E* from = buffer;
+  if (V::width > 8 && (count & 8) != 0) {
+    __builtin_memcpy(p, from, 8 * sizeof(E));
+    p += 8;
+    from += 8;
+  }
+  if (V::width > 4 && (count & 4) != 0) {
+    __builtin_memcpy(p, from, 4 * sizeof(E));
+    p += 4;
+    from += 4;
+  }
+  if ((count & 2) != 0) {
+    __builtin_memcpy(p, from, 2 * sizeof(E));
+    p += 2;
+    from += 2;
+  }
+  if ((count & 1) != 0) *p = *from;
+}
+
+// Lane by lane a > b ? yes : no.
+template <class V>
+GREEDYNAS_VEC_INLINE V where_greater(V a, V b, V yes, V no) {
+  return {a.v > b.v ? yes.v : no.v};
+}
+
+}  // namespace greedynas::blocks

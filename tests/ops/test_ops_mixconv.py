@@ -1,0 +1,279 @@
+"""mixconv against its reference in float64 and a scalar oracle: values, every gradient, layouts, levels, tracing."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from greedynas_fast import _core
+from greedynas_fast.errors import InputError
+from greedynas_fast.ops import mixconv as ops_mixconv
+from greedynas_fast.ops.mixconv import backend, mixconv
+from greedynas_fast.reference.mixconv import mixconv as reference
+
+TOLERANCE = {torch.float32: 2e-5, torch.bfloat16: 1.5e-2}  # of the largest value; 2 ** -8 rounds a bf16 sum
+LEVELS = ("portable", "avx2", "avx512")
+
+
+def split(channels: int, groups: int) -> list[int]:
+    part = -(-channels // groups)
+    return [part] * (groups - 1) + [channels - part * (groups - 1)]
+
+
+class Case:
+    """Random inputs of a call, in the dtype under test and the same values in float64."""
+
+    def __init__(
+        self,
+        shape: tuple[int, int, int, int],
+        kernels: tuple[int, ...],
+        dtype: torch.dtype = torch.float32,
+        stride: int = 1,
+        activation: str | None = None,
+        stats: bool = False,
+        weight_dtype: torch.dtype = torch.float32,
+    ) -> None:
+        torch.manual_seed(0)
+        channels = shape[1]
+        self.kernels, self.stride, self.stats, self.activation = kernels, stride, stats, activation
+        x = torch.randn(shape).to(dtype).contiguous(memory_format=torch.channels_last)
+        pairs = zip(split(channels, len(kernels)), kernels, strict=True)
+        weights = [torch.randn(c, 1, k, k).to(weight_dtype) for c, k in pairs]
+        norm = [] if activation is None else [torch.randn(channels), torch.randn(channels)]
+        self.inputs = [value.requires_grad_() for value in (x, *weights, *norm)]
+        self.doubles = [value.detach().double().requires_grad_() for value in self.inputs]
+
+    def run(self, function: Any, inputs: list[torch.Tensor]) -> list[torch.Tensor]:
+        groups = len(self.kernels)
+        norm = None if self.activation is None else (*inputs[1 + groups :], self.activation)
+        result = function(inputs[0], inputs[1 : 1 + groups], self.kernels, self.stride, norm, want_stats=self.stats)
+        return list(result) if self.stats else [result]
+
+    def run_with_grads(self, function: Any, inputs: list[torch.Tensor]) -> list[torch.Tensor]:
+        outputs = self.run(function, inputs)
+        torch.manual_seed(1)
+        wanted = [torch.randn(output.shape) for output in outputs]
+        if self.stats:
+            wanted[1] *= 0.1
+        grads = torch.autograd.grad(outputs, inputs, [g.to(o.dtype) for g, o in zip(wanted, outputs, strict=True)])
+        return [*(output.detach() for output in outputs), *grads]
+
+    def check(self, tolerance: float | None = None) -> None:
+        dtype = self.inputs[0].dtype
+        found = self.run_with_grads(mixconv, self.inputs)
+        expected = self.run_with_grads(reference, self.doubles)
+        for index, (got, want) in enumerate(zip(found, expected, strict=True)):
+            assert got.shape == want.shape, index
+            if want.numel():
+                limit = (tolerance or TOLERANCE[dtype]) * (1 + float(want.abs().max()))
+                error = float((got.double() - want).abs().max())
+                assert error <= limit, (index, error, limit)  # false for NaN too
+
+
+@pytest.fixture(autouse=True)
+def poisoned(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All memory that the operation allocates is NaN at first."""
+
+    class PoisonedTorch:
+        def __getattr__(self, name: str) -> Any:
+            return getattr(torch, name)
+
+        @staticmethod
+        def empty(*args: Any, **kwargs: Any) -> torch.Tensor:
+            result = torch.empty(*args, **kwargs)
+            return result.fill_(255) if result.dtype == torch.uint8 else result.fill_(torch.nan)
+
+        @staticmethod
+        def empty_like(*args: Any, **kwargs: Any) -> torch.Tensor:
+            return torch.empty_like(*args, **kwargs).fill_(torch.nan)
+
+    monkeypatch.setattr(ops_mixconv, "torch", PoisonedTorch())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("stride", [1, 2])
+def test_values_and_gradients(dtype: torch.dtype, stride: int) -> None:
+    shapes = ((2, 37, 9, 12), (0, 20, 5, 5), (3, 5, 1, 1), (1, 20, 13, 11), (2, 7, 2, 31))
+    all_kernels = ((3,), (3, 5, 7), (9, 11), (5, 1))
+    for shape, kernels, activation, stats in itertools.product(
+        shapes, all_kernels, (None, "identity", "relu", "hard_swish"), (False, True)
+    ):
+        Case(shape, kernels, dtype, stride, activation, stats).check()
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_each_level(level: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not _core.cpu_isa_available(level):
+        pytest.skip(f"this machine or build has no {level}")
+    monkeypatch.setenv("GREEDYNAS_CPU_ISA", level)
+    for dtype, stride in itertools.product((torch.float32, torch.bfloat16), (1, 2)):
+        Case((2, 37, 9, 12), (3, 5, 7), dtype, stride, "hard_swish", True).check()
+        Case((1, 35, 8, 15), (9, 11, 1), dtype, stride).check()
+
+
+def test_bf16_weights() -> None:
+    for stride in (1, 2):
+        Case((2, 37, 9, 12), (3, 5, 7), torch.bfloat16, stride, "relu", True, torch.bfloat16).check()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float64])
+def test_other_dtypes_run_the_reference(dtype: torch.dtype) -> None:
+    case = Case((1, 6, 5, 4), (3, 5), dtype, 1, "relu", True)
+    assert backend(case.inputs[0]) == "reference"
+    assert backend(torch.zeros(1)) == backend(torch.zeros(1, dtype=torch.bfloat16)) == "core"
+    case.check(2e-3 if dtype == torch.float16 else 1e-6)
+
+
+def test_gradcheck() -> None:
+    case = Case((1, 5, 4, 3), (3, 5), torch.float64, 2, "hard_swish", True)
+    assert torch.autograd.gradcheck(lambda *inputs: tuple(case.run(mixconv, list(inputs))), case.doubles)
+    # The core, in float32: outputs are quadratic in each input, so wide differences are exact but for rounding.
+    single = Case((1, 5, 4, 3), (3, 5), torch.float32, 2, "identity", True)
+    options: dict[str, Any] = {"eps": 1e-1, "atol": 1e-3, "rtol": 1e-3}
+
+    def core(*inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return tuple(output.double() for output in single.run(mixconv, [value.float() for value in inputs]))
+
+    assert torch.autograd.gradcheck(core, single.doubles, **options)
+
+
+def test_layouts() -> None:
+    case = Case((2, 12, 5, 6), (3, 5))
+    expected = case.run_with_grads(reference, case.doubles)
+    x, *weights = (value.detach() for value in case.inputs)
+    wide = torch.full((2, 40, 5, 6), torch.nan).contiguous(memory_format=torch.channels_last)
+    wide[:, 9:21] = x
+    for variant in (x.contiguous(), wide[:, 9:21], x.transpose(2, 3).contiguous().transpose(2, 3)):
+        inputs = [variant.detach().requires_grad_(), *(w.requires_grad_() for w in weights)]
+        for got, want in zip(case.run_with_grads(mixconv, inputs), expected, strict=True):
+            torch.testing.assert_close(got.double(), want, rtol=0, atol=1e-4)
+    x = case.inputs[0]
+    y = mixconv(x, case.inputs[1:], (3, 5))
+    assert y.is_contiguous(memory_format=torch.channels_last)
+    (grad,) = torch.autograd.grad(y.sum(), x)  # an expanded gradient of y
+    (want,) = torch.autograd.grad(reference(x, case.inputs[1:], (3, 5)).sum(), x)  # type: ignore[union-attr]
+    torch.testing.assert_close(grad, want, rtol=0, atol=1e-4)
+
+
+def test_memory_beyond_the_input_is_left_alone() -> None:
+    values = torch.full((2 * 3 * 4 * 40,), torch.nan).view(2, 3, 4, 40)
+    inner = values[:, :, :, 37:].permute(0, 3, 1, 2)  # the last three channels: the end of the storage
+    inner.copy_(torch.randn(2, 3, 3, 4))
+    weight = torch.randn(3, 1, 3, 3)
+    torch.testing.assert_close(mixconv(inner, [weight], (3,)), reference(inner, [weight], (3,)))
+
+
+def test_scalar_oracle() -> None:
+    case = Case((2, 5, 4, 6), (3, 5), stride=2)
+    x, first, second = (value.detach() for value in case.inputs)
+    y = mixconv(x, [first, second], (3, 5), 2)
+    for n, c, i, j in itertools.product(range(2), range(5), range(2), range(3)):
+        weight = first[c, 0] if c < 3 else second[c - 3, 0]
+        kernel = len(weight)
+        total = 0.0
+        for u, v in itertools.product(range(kernel), repeat=2):
+            row, column = 2 * i + u - kernel // 2, 2 * j + v - kernel // 2
+            if 0 <= row < 4 and 0 <= column < 6:
+                total += float(weight[u, v]) * float(x[n, c, row, column])
+        assert float(y[n, c, i, j]) == pytest.approx(total, abs=1e-5)
+
+
+def test_only_the_wanted_gradients() -> None:
+    case = Case((1, 20, 6, 6), (3, 5), activation="relu")
+    y = case.run(mixconv, case.inputs)[0]
+    everything = torch.autograd.grad(y.square().sum(), case.inputs)
+    for index in range(len(case.inputs)):
+        inputs = [value.detach().requires_grad_(i == index) for i, value in enumerate(case.inputs)]
+        y = case.run(mixconv, inputs)[0]
+        (grad,) = torch.autograd.grad(y.square().sum(), [inputs[index]])
+        torch.testing.assert_close(grad, everything[index], rtol=0, atol=0)
+
+
+def test_gradient_of_the_statistics_alone() -> None:
+    case = Case((2, 9, 5, 5), (3,), stats=True)
+    found = torch.autograd.grad(case.run(mixconv, case.inputs)[1].sum(), case.inputs)
+    expected = torch.autograd.grad(case.run(reference, case.doubles)[1].sum(), case.doubles)
+    for got, want in zip(found, expected, strict=True):
+        torch.testing.assert_close(got.double(), want, rtol=1e-5, atol=1e-4)
+
+
+def test_second_derivatives_are_refused() -> None:
+    case = Case((1, 4, 5, 5), (3,))
+    (grad,) = torch.autograd.grad(case.run(mixconv, case.inputs)[0].sum(), case.inputs[:1], create_graph=True)
+    with pytest.raises(RuntimeError):
+        grad.sum().backward()
+
+
+def test_results_do_not_depend_on_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    results = []
+    for threads in ("1", "3", "8"):
+        monkeypatch.setenv("GREEDYNAS_NUM_THREADS", threads)
+        case = Case((9, 37, 20, 19), (3, 5, 7), activation="hard_swish", stats=True)
+        results.append(case.run_with_grads(mixconv, case.inputs))
+    for other in results[1:]:
+        for got, want in zip(other, results[0], strict=True):
+            assert torch.equal(got, want)
+
+
+def test_opcheck(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ops_mixconv, "torch", torch)
+    x, *weights, scale, shift = (
+        value.detach() for value in Case((2, 9, 5, 4), (3, 5), stride=2, activation="relu").inputs
+    )
+    forward = (x, weights, (3, 5), 2, scale, shift, "relu", True)
+    torch.library.opcheck(torch.ops.greedynas.mixconv, forward)
+    torch.library.opcheck(torch.ops.greedynas.mixconv, (x, weights, (3, 5), 1, None, None, "none", False))
+    y, stats = torch.ops.greedynas.mixconv(*forward)
+    backward = (torch.ones_like(y), torch.ones_like(stats), y, x, weights, (3, 5), 2, scale, shift, "relu")
+    torch.library.opcheck(torch.ops.greedynas.mixconv_backward, (*backward, [True, True, True]))
+    torch.library.opcheck(torch.ops.greedynas.mixconv_backward, (*backward, [False, False, True]))
+
+
+def test_compile_traces_it_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ops_mixconv, "torch", torch)
+    case = Case((2, 9, 5, 4), (3, 5), stride=2, activation="relu", stats=True)
+    expected = case.run_with_grads(mixconv, case.inputs)
+    found = case.run_with_grads(torch.compile(mixconv, fullgraph=True, backend="aot_eager"), case.inputs)
+    for got, want in zip(found, expected, strict=True):
+        torch.testing.assert_close(got, want)
+
+
+def test_flops() -> None:
+    case = Case((2, 10, 5, 4), (3, 5), stride=2)
+    counts = []
+    for function in (mixconv, reference):
+        with FlopCounterMode(display=False) as counter:
+            y = case.run(function, case.inputs)[0]
+        counts.append(counter.get_total_flops())
+        if function is mixconv:  # torch counts the weight gradient of grouped convolutions as if there were no groups
+            with FlopCounterMode(display=False) as counter:
+                y.sum().backward()
+            assert counter.get_total_flops() == 2 * counts[0]
+    assert counts == [2 * 2 * 3 * 2 * (5 * 9 + 5 * 25)] * 2
+
+
+def test_bad_input() -> None:
+    x = torch.randn(1, 8, 5, 5)
+    first, second = torch.randn(4, 1, 3, 3), torch.randn(4, 1, 5, 5)
+
+    def message(*args: Any, **kwargs: Any) -> str:
+        with pytest.raises(InputError) as raised:
+            mixconv(*args, **kwargs)
+        return str(raised.value)
+
+    ones = torch.ones(8)
+    assert "weight 1 has 4 channels, its group of x has 2" in message(x[:, :6], [first, second], (3, 5))
+    assert "a weight a kernel size, got 2 for 1" in message(x, [first, second], (3,))
+    assert "weight 0 must be [C_g, 1, 5, 5], got [4, 1, 3, 3]" in message(x, [first, second], (5, 3))
+    assert "kernel size 0 must be odd and 1 to 11, got 4" in message(x, [first], (4,))
+    assert "stride must be 1 or 2, got 3" in message(x, [first, second], (3, 5), 3)
+    assert "x must be floating point" in message(x.int(), [first, second], (3, 5))
+    assert "weight 1 is torch.float64" in message(x, [first, second.double()], (3, 5))
+    assert "must have channels, rows and columns" in message(x[:, :, :0], [first, second], (3, 5))
+    assert "got 'gelu'" in message(x, [first, second], (3, 5), norm_act=(ones, ones, "gelu"))
+    assert "shift must be floating point [8]" in message(x, [first, second], (3, 5), norm_act=(ones, ones[:3], "relu"))
+    assert "weight 0 is on meta" in message(x, [first.to("meta"), second], (3, 5))

@@ -34,7 +34,7 @@ RecipeName = Literal["mobile", "resnet", "small"]
 
 # Which parts of the configuration a stage depends on first. They may change until that stage has started.
 STAGE_SECTIONS: dict[str, tuple[str, ...]] = {
-    "train": ("preset", "seed", "device", "threads", "space", "data", "train", "filter"),
+    "train": ("preset", "seed", "device", "threads", "backend", "space", "data", "train", "filter"),
     "search": ("search", "search_stage"),
     "retrain": ("retrain",),
     "evaluate": ("evaluate",),
@@ -259,6 +259,8 @@ class RunConfig:
         seed: of everything random.
         device: `auto` takes CUDA where there is a GPU.
         threads: CPU threads; 0 means all cores found now, and that number is what is kept.
+        backend: `auto` runs blocks as fused operations wherever there are some for the device, `fused` insists on them,
+            `reference` runs torch's layers. Results agree within rounding.
         space: the search space.
         data: the images.
         train: training of the supernet.
@@ -274,6 +276,7 @@ class RunConfig:
     seed: int = 0
     device: Literal["auto", "cpu", "cuda"] = "auto"
     threads: int = 0
+    backend: Literal["auto", "fused", "reference"] = "auto"
     space: SpaceConfig = field(default_factory=SpaceConfig)
     data: DataConfig = field(default_factory=DataConfig)
     train: TrainConfig = field(default_factory=TrainConfig)

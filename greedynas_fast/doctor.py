@@ -47,7 +47,8 @@ def examine() -> dict[str, Any]:
 
     Returns:
         Keys `version`, `python`, `platform`, `packages` (version or null, purpose, remedy), `dali`, `core` (the
-        compiled module), `cpu`, `gpu`, `threads`, `problems` (sentences; empty when all is well) and `next`.
+        compiled module), `cpu`, `gpu`, `blocks` (what they run as, a device), `threads`, `problems` (sentences; empty
+        when all is well) and `next`.
     """
     packages = {
         name: {"version": version(name), "purpose": purpose, "remedy": remedy}
@@ -66,6 +67,7 @@ def examine() -> dict[str, Any]:
         "core": core,
         "cpu": {"cores": _cores(), **_cpu()},
         "gpu": gpu,
+        "blocks": _blocks(core),
         "threads": _threads(),
         "problems": problems,
         "next": "pip install . in the source folder"
@@ -82,6 +84,7 @@ def show(result: dict[str, Any]) -> str:
         f"compiled core  {_core_line(core)}",
         f"CPU            {cpu['model'] or 'unknown'}, {cpu['cores']} cores; found {' '.join(cpu['levels_found'])}",
         f"GPU            {_gpu_line(gpu)}",
+        f"blocks         {'; '.join(f'{device}: {what}' for device, what in result['blocks'].items())}",
         f"threads        {', '.join(f'{name} {value}' for name, value in result['threads'].items())}",
         f"DALI           {_dali_line(result['dali'])}",
         "packages",
@@ -163,6 +166,19 @@ def _threads() -> dict[str, Any]:
         torch_threads = None
     names = ("OMP_NUM_THREADS", "OMP_WAIT_POLICY", "GREEDYNAS_NUM_THREADS", "GREEDYNAS_CPU_ISA")
     return {"torch": torch_threads, **{name: os.environ.get(name) for name in names}}
+
+
+def _blocks(core: dict[str, Any]) -> dict[str, str]:
+    """What the blocks of networks run as with `backend: auto`, a device."""
+    plain = "torch's layers"
+    if core["error"]:
+        return {"cpu": plain, "cuda": plain}
+    try:
+        importlib.import_module("greedynas_fast.ops.library")  # joins torch's threads, where that is possible
+        team = "torch's threads" if importlib.import_module("greedynas_fast._core").has_team() else "threads of its own"
+    except (ImportError, OSError, RuntimeError):
+        return {"cpu": plain, "cuda": plain}
+    return {"cpu": f"fused in float32 and bfloat16 (compiled core, {core['isa']}, on {team})", "cuda": plain}
 
 
 def _cores() -> int:

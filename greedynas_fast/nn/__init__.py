@@ -5,16 +5,19 @@ reads like that of a known model. All convolutions but those of squeeze-and-exci
 `kernel_size // 2`. Whole networks and supernets live in `greedynas_fast.supernet`, not here.
 """
 
+from greedynas_fast.nn.backend import Backend, use_backend, what_runs
 from greedynas_fast.nn.bottleneck import Bottleneck
 from greedynas_fast.nn.build import build_operation
 from greedynas_fast.nn.identity import ConvIdentity
 from greedynas_fast.nn.initialise import initialise
 from greedynas_fast.nn.inverted_residual import InvertedResidual, MixedConv
-from greedynas_fast.nn.shuffle_unit import ShuffleUnit, channel_shuffle
+from greedynas_fast.nn.shuffle_unit import ShuffleUnit
 from greedynas_fast.nn.squeeze_excite import SqueezeExcite
 from greedynas_fast.nn.stem_head import Head, Stem
+from greedynas_fast.ops.shuffle import channel_shuffle
 
 __all__ = [
+    "Backend",
     "Bottleneck",
     "ConvIdentity",
     "Head",
@@ -26,4 +29,6 @@ __all__ = [
     "build_operation",
     "channel_shuffle",
     "initialise",
+    "use_backend",
+    "what_runs",
 ]

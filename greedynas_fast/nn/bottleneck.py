@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 from torch import Tensor, nn
 
+from greedynas_fast.nn.backend import Fusable, norm_act
 from greedynas_fast.nn.primitives import conv2d
 from greedynas_fast.nn.squeeze_excite import SqueezeExcite
 from greedynas_fast.spaces.specs import BottleneckSpec
 
 
-class Bottleneck(nn.Module):
+class Bottleneck(Fusable):
     """1x1, BN, ReLU; k x k (stride here), BN, ReLU; 1x1, BN; [SE]; plus the shortcut; ReLU.
 
     `downsample` (1x1 convolution, BN) is the shortcut where the shape changes, else the shortcut is the input itself.
@@ -40,8 +43,26 @@ class Bottleneck(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[N, C_in, H, W] -> [N, C_out, ceil(H / stride), ceil(W / stride)]."""
+        if self.fuses(x, self.bn1, self.bn2, self.bn3):
+            return self._fused(x)
         y: Tensor = self.act(self.bn1(self.conv1(x)))
         y = self.act(self.bn2(self.conv2(y)))
         y = self.se(self.bn3(self.conv3(y)))
         result: Tensor = self.act(y.add_(self.downsample(x)))
         return result
+
+    def _fused(self, x: Tensor) -> Tensor:
+        y = norm_act(self.bn1, self.act, self.conv1(x))
+        y = norm_act(self.bn2, self.act, self.conv2(y))
+        shortcut = self._fused_shortcut(x)
+        if isinstance(self.se, nn.Identity):
+            return norm_act(self.bn3, self.act, self.conv3(y), shortcut)
+        y = self.se(norm_act(self.bn3, nn.Identity(), self.conv3(y)))
+        result: Tensor = self.act(y.add_(shortcut))
+        return result
+
+    def _fused_shortcut(self, x: Tensor) -> Tensor:
+        if isinstance(self.downsample, nn.Identity):
+            return x
+        conv, norm = cast("nn.Sequential", self.downsample)
+        return norm_act(cast("nn.BatchNorm2d", norm), nn.Identity(), conv(x))

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from greedynas_fast.nn.backend import Fusable, norm_act
 from greedynas_fast.nn.primitives import conv2d
 
 
-class ConvIdentity(nn.Module):
+class ConvIdentity(Fusable):
     """What stands for "no operation" where the shape changes: a strided 1x1 convolution and BN, no activation.
 
     Args:
@@ -23,7 +24,8 @@ class ConvIdentity(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[N, C_in, H, W] -> [N, C_out, ceil(H / stride), ceil(W / stride)]."""
-        y: Tensor = self.bn(self.conv(x))
+        raw: Tensor = self.conv(x)
+        y: Tensor = norm_act(self.bn, nn.Identity(), raw) if self.fuses(raw, self.bn) else self.bn(raw)
         return y
 
 

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 from torch import Tensor, nn
 
 from greedynas_fast.errors import InputError
+from greedynas_fast.nn.backend import Fusable, activation_name, num_values, running_moments, update_running
 from greedynas_fast.nn.primitives import activation, conv2d, depthwise
 from greedynas_fast.nn.squeeze_excite import SqueezeExcite
+from greedynas_fast.ops.inverted_residual import Norm, inverted_residual
+from greedynas_fast.ops.mixconv import mixconv
 from greedynas_fast.spaces.specs import InvertedResidualSpec, mix_split
 
 
-class MixedConv(nn.ModuleList):
+class MixedConv(Fusable, nn.ModuleList):
     """Depthwise convolution whose channels are split into groups, one kernel size a group (`specs.mix_split`).
 
     The weights are called `0.weight`, `1.weight`, .. in the order of the kernel sizes; an empty last group has none.
@@ -35,11 +40,15 @@ class MixedConv(nn.ModuleList):
 
     def forward(self, x: Tensor) -> Tensor:
         """[N, C, H, W] -> [N, C, ceil(H / stride), ceil(W / stride)]."""
+        convs = cast("list[nn.Conv2d]", list(self))
+        if self.fuses(x):
+            kernels = [conv.kernel_size[0] for conv in convs]
+            return mixconv(x, [conv.weight for conv in convs], kernels, convs[0].stride[0])
         parts = torch.split(x, self.split, dim=1)
         return torch.cat([conv(part) for conv, part in zip(self, parts, strict=True)], dim=1)
 
 
-class InvertedResidual(nn.Module):
+class InvertedResidual(Fusable):
     """1x1 expand, BN, act; depthwise, BN, act; [SE]; 1x1 project, BN; residual if stride 1 and equal channels.
 
     Attributes `conv_pw`, `bn1` and `act1` are absent where the expansion is 1.
@@ -73,7 +82,29 @@ class InvertedResidual(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[N, C_in, H, W] -> [N, C_out, ceil(H / stride), ceil(W / stride)]."""
+        if self.fuses(x):
+            return self._fused(x)
         y: Tensor = self.act1(self.bn1(self.conv_pw(x))) if self.expands else x
         y = self.act2(self.bn2(self.conv_dw(y)))
         y = self.bn3(self.conv_pwl(self.se(y)))
         return y.add_(x) if self.has_residual else y
+
+    def _fused(self, x: Tensor) -> Tensor:
+        norms = [self.bn1, self.bn2, self.bn3] if self.expands else [self.bn2, self.bn3]
+        *first, second, third = (Norm(n.weight, n.bias, n.eps, running_moments(n)) for n in norms)
+        convs = cast("list[nn.Conv2d]", list(self.conv_dw) if isinstance(self.conv_dw, MixedConv) else [self.conv_dw])
+        act = activation_name(self.act2)
+        assert act is not None
+        y, moments = inverted_residual(
+            x,
+            (self.conv_pw.weight, first[0]) if self.expands else None,
+            ([conv.weight for conv in convs], second),
+            (self.conv_pwl.weight, third),
+            self.se.parameters_of_gate() if isinstance(self.se, SqueezeExcite) else None,
+            stride=convs[0].stride[0],
+            activation=act,
+            residual=self.has_residual,
+        )
+        for norm, batch in zip(norms, moments, strict=True):
+            update_running(norm, batch, num_values(x if self.expands and norm is self.bn1 else y))
+        return y

@@ -6,27 +6,12 @@ import torch
 from torch import Tensor, nn
 
 from greedynas_fast.errors import InputError
+from greedynas_fast.nn.backend import Fusable, is_fused, run_layers
 from greedynas_fast.nn.primitives import activation, conv2d, depthwise
 from greedynas_fast.nn.squeeze_excite import SqueezeExcite
+from greedynas_fast.ops.shuffle import channel_shuffle, shuffle_split
 from greedynas_fast.spaces.cost import ShuffleWidths, shuffle_widths
 from greedynas_fast.spaces.specs import ShuffleUnitSpec
-
-
-def channel_shuffle(x: Tensor) -> Tensor:
-    """Interleave the two halves of the channels: output channel `2 i + h` is input channel `h C / 2 + i`.
-
-    Args:
-        x: [N, C, H, W] with even C.
-
-    Returns:
-        [N, C, H, W] in the memory format of `x` (channels-last stays channels-last).
-    """
-    n, c, h, w = x.shape
-    if x.is_contiguous(memory_format=torch.channels_last):
-        # Channels innermost also while shuffling; otherwise the copy would be contiguous [N, C, H, W].
-        x_NHWC = x.permute(0, 2, 3, 1)
-        return x_NHWC.view(n, h, w, 2, c // 2).transpose(3, 4).reshape(n, h, w, c).permute(0, 3, 1, 2)
-    return x.reshape(n, 2, c // 2, h, w).transpose(1, 2).reshape(n, c, h, w)
 
 
 def _separable(in_channels: int, out_channels: int, act: str, *, stride: int = 1) -> list[nn.Module]:
@@ -64,7 +49,7 @@ def _main_branch(spec: ShuffleUnitSpec, widths: ShuffleWidths, stride: int) -> n
     return nn.Sequential(*layers)
 
 
-class ShuffleUnit(nn.Module):
+class ShuffleUnit(Fusable):
     """Two halves of the channels, one through a branch (stride 1) or both (stride 2), then concatenated.
 
     Stride 1: channel shuffle and split; the first half is kept, the second goes through `branch_main`, which makes
@@ -106,7 +91,13 @@ class ShuffleUnit(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """[N, C_in, H, W] -> [N, C_out, ceil(H / stride), ceil(W / stride)]."""
         if self.keeps_half:
-            kept, moved = channel_shuffle(x).chunk(2, dim=1)
+            kept, moved = shuffle_split(x) if self.fuses(x) else channel_shuffle(x).chunk(2, dim=1)
         else:
-            kept, moved = self.branch_proj(x), x
-        return torch.cat((kept, self.branch_main(moved)), dim=1)
+            kept, moved = self._branch(self.branch_proj, x), x
+        return torch.cat((kept, self._branch(self.branch_main, moved)), dim=1)
+
+    def _branch(self, layers: nn.Sequential, x: Tensor) -> Tensor:
+        if self.fuses(x, *(layer for layer in layers if is_fused(layer))):
+            return run_layers(layers, x)
+        y: Tensor = layers(x)
+        return y

@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from greedynas_fast.errors import InputError
+from greedynas_fast.nn.backend import Fusable, norm_act
 from greedynas_fast.nn.build import build_operation
 from greedynas_fast.nn.primitives import activation, conv2d
 from greedynas_fast.spaces.specs import HeadSpec, LayerSpec, StemSpec
@@ -16,7 +17,7 @@ def _fixed_block(layer: LayerSpec) -> nn.Module:
     return build_operation(layer.ops[0], layer.in_channels, layer.out_channels, layer.stride)
 
 
-class Stem(nn.Module):
+class Stem(Fusable):
     """k x k convolution, BN, activation, [3x3 stride-2 max pool], fixed blocks.
 
     Args:
@@ -34,11 +35,13 @@ class Stem(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Images [N, C, H, W] to the input of the first searchable layer."""
-        y: Tensor = self.blocks(self.pool(self.act(self.bn(self.conv(x)))))
+        raw = self.conv(x)
+        activated = norm_act(self.bn, self.act, raw) if self.fuses(raw, self.bn) else self.act(self.bn(raw))
+        y: Tensor = self.blocks(self.pool(activated))
         return y
 
 
-class Head(nn.Module):
+class Head(Fusable):
     """[1x1 convolution, BN, activation], global average pool, dropout, linear.
 
     Args:
@@ -60,6 +63,9 @@ class Head(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """[N, C, H, W] -> logits [N, num_classes]."""
         if self.has_conv:
-            x = self.act(self.bn(self.conv(x)))
-        logits: Tensor = self.classifier(self.dropout(x.mean((2, 3))))
+            x = self.conv(x)
+            x = norm_act(self.bn, self.act, x) if self.fuses(x, self.bn) else self.act(self.bn(x))
+        # Over rows of channels: the gradient then has the layout of x, which an expanded one has not.
+        pooled = x.permute(0, 2, 3, 1).flatten(1, 2).mean(1)
+        logits: Tensor = self.classifier(self.dropout(pooled))
         return logits

@@ -18,6 +18,7 @@ from torch.nn import functional
 from greedynas_fast.config import RunConfig
 from greedynas_fast.errors import InputError
 from greedynas_fast.filter import TrainedFilter
+from greedynas_fast.nn import use_backend
 from greedynas_fast.runtime import Stopwatch, seed_for
 from greedynas_fast.sampling import FilterSampler, PathBatch, UniformSampler
 from greedynas_fast.spaces import SearchSpace
@@ -65,6 +66,7 @@ class Algorithm1:
         self.space, self.config, self.schedule, self.device = space, config, schedule, device
         self.net = Supernet(space, seed=seed_for(config.seed, "supernet"))
         self.net.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        use_backend(self.net, config.backend)
         self.net.train()  # once: walking all modules at every step would cost more than a small step itself
         self.bank = ParameterBank(self.net)
         train = config.train

@@ -14,6 +14,7 @@ from greedynas_fast import spaces
 from greedynas_fast.config import ConfigSource, RunConfig, frozen_sections, resolve
 from greedynas_fast.data import DataBundle, open_data
 from greedynas_fast.errors import InputError
+from greedynas_fast.nn import what_runs
 from greedynas_fast.runtime import (
     CheckpointStore,
     LineLog,
@@ -132,10 +133,14 @@ class StageContext:
             if not any(row["stage"] == stage and row["kind"] == "final" for row in metrics.read()):
                 metrics.append({"stage": stage, "kind": "final", "step": step, **summary})
 
-    def _say_once(self, text: str) -> None:
+    def _say_once(self, text: str, progress: Progress | None = None) -> None:
         if text not in self._said:
             self._said.add(text)
-            self.say(text)
+            self.say(text, progress)
+
+    def say_layers(self, progress: Progress | None = None) -> None:
+        """Show what the blocks of networks run as here."""
+        self._say_once(f"blocks: {what_runs(self.config.backend, self.device)}", progress)
 
     def say(self, text: str, progress: Progress | None = None) -> None:
         """Show one sentence."""

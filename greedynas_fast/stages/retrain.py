@@ -14,6 +14,7 @@ from torch.nn import functional
 
 from greedynas_fast.config import ConfigSource, resolve
 from greedynas_fast.errors import InputError
+from greedynas_fast.nn import use_backend
 from greedynas_fast.runtime import CheckpointStore, Interrupt, MetricsLog, Progress, RunFolder, seed_for
 from greedynas_fast.stages.choice import chosen_path
 from greedynas_fast.stages.context import Reporter, StageContext, open_run
@@ -70,6 +71,7 @@ class _Retraining:
         self.total = config.epochs * self.steps_per_epoch
         network = Network(self.space, path, seed=seed_for(context.config.seed, STAGE))
         network.head.dropout.p = config.dropout  # type: ignore[union-attr]
+        use_backend(network, context.config.backend)
         self.network = network.to(context.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.recipe = Recipe(self.network, config, self.steps_per_epoch)
         self.store = CheckpointStore(context.run.checkpoints(STAGE))
@@ -109,6 +111,7 @@ class _Retraining:
             metrics.truncate_after(STAGE, start if start else -1)
             if start:
                 progress.message(f"going on from step {start} of {self.total}")
+            context.say_layers(progress)
             self.network.train()
             for images, labels in to_device(batches, context.device):
                 if interrupt.requested:

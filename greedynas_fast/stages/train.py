@@ -145,6 +145,7 @@ class _Training:
             path_log.truncate_to(start)
             if state is not None:
                 progress.message(f"going on from step {start} of {total}")
+            self.context.say_layers(progress)
             for notice in self.context.data.notices:
                 progress.message(notice)
             while not _finished(algorithm):

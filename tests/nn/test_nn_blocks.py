@@ -124,7 +124,7 @@ def test_shuffle_unit_keeps_one_half_and_transforms_the_other() -> None:
     order = [0, 4, 1, 5, 2, 6, 3, 7]  # channel shuffle of 8 channels in 2 groups
     y = unit(x)
     assert torch.equal(y[:, :4], x[:, order[:4]])
-    assert torch.equal(y[:, 4:], unit.branch_main(x[:, order[4:]]))
+    torch.testing.assert_close(y[:, 4:], unit.branch_main(x[:, order[4:]]))
     assert unit.branch_main[0].weight.shape == (6, 4, 1, 1)
     assert unit.branch_main[5].weight.shape == (8, 6, 1, 1)
 
@@ -133,8 +133,8 @@ def test_shuffle_unit_with_stride_runs_the_whole_input_through_both_branches() -
     unit = randomised(ShuffleUnit(ShuffleUnitSpec("Shuffle_x", "x"), 6, 10, 2)).eval()
     x = randn(1, 6, 7, 7)
     y = unit(x)
-    assert torch.equal(y[:, :5], unit.branch_proj(x))
-    assert torch.equal(y[:, 5:], unit.branch_main(x))
+    torch.testing.assert_close(y[:, :5], unit.branch_proj(x))
+    torch.testing.assert_close(y[:, 5:], unit.branch_main(x))
     depthwise = [m for m in unit.branch_main if isinstance(m, nn.Conv2d) and m.groups > 1]
     assert [(m.in_channels, m.stride[0]) for m in depthwise] == [(6, 2), (5, 1), (5, 1)]
 
@@ -216,7 +216,7 @@ def test_stem_and_head() -> None:
     stem = randomised(Stem(StemSpec(8, 7, max_pool=True, blocks=(fixed,)), 3)).eval()
     x = randn(2, 3, 33, 30)
     pooled = functional.max_pool2d(torch.relu(stem.bn(stem.conv(x))), 3, 2, 1)
-    assert torch.equal(stem(x), stem.blocks[0](pooled))
+    torch.testing.assert_close(stem(x), stem.blocks[0](pooled))
     assert stem(x).shape == (2, 12, 9, 8)
     head = randomised(Head(HeadSpec(12, None, dropout=0.5), 5)).eval()
     features = randn(2, 12, 3, 2)

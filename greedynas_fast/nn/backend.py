@@ -1,0 +1,201 @@
+"""Which blocks run as fused operations (`greedynas_fast.ops`) and which as torch's layers one after the other.
+
+Every block is made of torch's own layers, which hold its parameters; fused or not, it computes the same function. The
+choice is an attribute of each block, `use_backend` sets it. What is fused: float32 and bf16 on the CPU.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, Literal, cast, get_args
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from greedynas_fast.errors import InputError
+from greedynas_fast.ops.bn_act import bn_act
+from greedynas_fast.ops.bn_core import update_op
+from greedynas_fast.ops.mixconv import MAX_KERNEL, mixconv
+from greedynas_fast.ops.rows import backend as backend_of
+
+Backend = Literal["auto", "fused", "reference"]
+
+_FUSED_ACTIVATIONS = {nn.Identity: "identity", nn.ReLU: "relu", nn.Hardswish: "hard_swish"}
+
+
+class Fusable(nn.Module):
+    """A block that can run fused.
+
+    Attributes:
+        backend: `auto` fuses where that is possible, `fused` raises an error where it is not, `reference` never fuses.
+    """
+
+    backend: Backend = "auto"
+
+    def fuses(self, x: Tensor, *layers: nn.Module) -> bool:
+        """Whether this input is to be handled by fused operations; never while a graph is exported.
+
+        Args:
+            x: the block's input.
+            layers: those that a fused operation stands for; none: all in the block. They are not called then, so one
+                with hooks is not fused.
+
+        Raises:
+            InputError: `backend` is `fused`, and it is not possible.
+        """
+        if self.backend == "reference" or torch.compiler.is_exporting() or torch.onnx.is_in_onnx_export():
+            return False
+        obstacle = None
+        if backend_of(x) != "core":
+            obstacle = f"{x.dtype} on {x.device}"
+        else:
+            obstacle = next((str(layer) for layer in layers or self.modules() if not _has_operation(layer)), None)
+        if obstacle is not None and self.backend == "fused":
+            raise InputError(
+                f"backend: no fused operation for {obstacle}; there are some for float32 and bfloat16 on the CPU, "
+                "layers without hooks, plain batch norm, kernels up to 11 and strides 1 and 2. `auto` runs torch's "
+                "layers elsewhere"
+            )
+        return obstacle is None
+
+
+def use_backend(module: nn.Module, backend: Backend) -> None:
+    """Set the back end of all blocks in `module`, itself included.
+
+    Raises:
+        InputError: an unknown name.
+    """
+    if backend not in get_args(Backend):
+        raise InputError(f"backend: expected auto, fused or reference, got {backend!r}")
+    for part in module.modules():
+        if isinstance(part, Fusable):
+            part.backend = backend
+
+
+def what_runs(backend: Backend, device: torch.device) -> str:
+    """What blocks of float32 do on a device, in words: `fused (compiled core)` or `torch's layers`."""
+    fused = backend != "reference" and backend_of(torch.empty(0, device=device)) == "core"
+    return "fused (compiled core)" if fused else "torch's layers"
+
+
+def activation_name(module: nn.Module) -> str | None:
+    """The name by which operations call this activation; None if they do not have it."""
+    return _FUSED_ACTIVATIONS.get(type(module))
+
+
+def uses_batch(norm: nn.BatchNorm2d) -> bool:
+    """Whether this batch norm normalises by the statistics of the batch."""
+    return norm.training or norm.running_mean is None
+
+
+def norm_act(norm: nn.BatchNorm2d, act: nn.Module, x: Tensor, residual: Tensor | None = None) -> Tensor:
+    """act(norm(x)), or act(norm(x) + residual), as one operation, with the bookkeeping of running statistics.
+
+    Args:
+        norm: batch norm [C], whatever its flags.
+        act: one that `activation_name` knows.
+        x: [N, C, H, W].
+        residual: of the shape of x.
+    """
+    name = activation_name(act)
+    assert name is not None
+    tracked = not norm.training or norm.track_running_stats
+    return bn_act(
+        x,
+        norm.weight,
+        norm.bias,
+        norm.running_mean if tracked else None,
+        norm.running_var if tracked else None,
+        training=uses_batch(norm),
+        momentum=_count_batch(norm) if norm.training else 0.0,
+        eps=norm.eps,
+        activation=name,
+        residual=None if residual is None else residual.to(x.dtype),
+    )
+
+
+def update_running(norm: nn.BatchNorm2d, moments: Tensor, count: int) -> None:
+    """Do what a batch norm in training does to its running statistics.
+
+    Args:
+        norm: in any mode; nothing happens if it does not track.
+        moments: float32 [2, C]: means and biased variances of the batch.
+        count: values a channel that they are of.
+    """
+    share = _count_batch(norm)
+    if norm.running_mean is not None and norm.running_var is not None and norm.training and norm.track_running_stats:
+        update_op(norm.running_mean, norm.running_var, moments, count, share)
+
+
+def num_values(x: Tensor) -> int:
+    """Values a channel of [N, C, H, W]."""
+    return x.numel() // x.shape[1]
+
+
+def running_moments(norm: nn.BatchNorm2d) -> Tensor | None:
+    """The moments float32 [2, C] to normalise with; None if they are those of the batch."""
+    if uses_batch(norm):
+        return None
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
+    return torch.stack((norm.running_mean, norm.running_var)).float()
+
+
+def is_fused(layer: nn.Module) -> bool:
+    """Whether `run_layers` has an operation stand for this layer of a sequence."""
+    grouped = isinstance(layer, nn.Conv2d) and layer.groups > 1
+    return grouped or isinstance(layer, _BatchNorm) or activation_name(layer) is not None
+
+
+def run_layers(layers: Iterable[nn.Module], x: Tensor) -> Tensor:
+    """What `nn.Sequential` of the layers does.
+
+    Depthwise convolutions are operations, and so are batch norms with the activation that follows.
+    """
+    rest = list(layers)
+    while rest:
+        layer = rest.pop(0)
+        if isinstance(layer, nn.BatchNorm2d):
+            act = rest.pop(0) if rest and activation_name(rest[0]) is not None else nn.Identity()
+            x = norm_act(layer, act, x)
+        elif isinstance(layer, nn.Conv2d) and layer.groups > 1:
+            x = mixconv(x, [layer.weight], [layer.kernel_size[0]], layer.stride[0])
+        else:
+            x = layer(x)
+    return x
+
+
+def _has_operation(layer: nn.Module) -> bool:
+    """Whether an operation can stand for this layer."""
+    if layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks or layer._backward_pre_hooks:
+        return False
+    if isinstance(layer, _BatchNorm):
+        return isinstance(layer, nn.BatchNorm2d) and layer.affine
+    if not isinstance(layer, nn.Conv2d):
+        return True
+    kernel = layer.kernel_size[0]
+    same = layer.padding == (kernel // 2, kernel // 2) and layer.dilation == (1, 1) and layer.padding_mode == "zeros"
+    if layer.groups == 1:
+        return same and layer.kernel_size == (1, 1) and layer.stride == (1, 1)
+    return (
+        same
+        and layer.groups == layer.in_channels == layer.out_channels
+        and layer.bias is None
+        and layer.kernel_size == (kernel, kernel)
+        and kernel % 2 == 1
+        and kernel <= MAX_KERNEL
+        and layer.stride in ((1, 1), (2, 2))
+    )
+
+
+def _count_batch(norm: nn.BatchNorm2d) -> float:
+    """Count a batch, and say which share of the running statistics it gets."""
+    if not (norm.training and norm.track_running_stats):
+        return 0.0
+    counter = cast("Any", norm.num_batches_tracked)
+    if counter is not None:
+        counter.add_(1)
+        if norm.momentum is None:
+            return 1.0 / float(counter)
+    return 0.0 if norm.momentum is None else norm.momentum

@@ -22,6 +22,12 @@ MEASUREMENTS = {
     "filter": "paths scored a second",
     "sampler": "paths accepted a second by rejection at q = 0.99",
     "codec": "paths packed and unpacked a second",
+    "mixconv": "images a second through a MixConv layer, forward and backward",
+    "depthwise": "images a second through a depthwise convolution, forward and backward",
+    "bn_act": "images a second through batch normalisation and activation, both ways",
+    "squeeze_excite": "images a second through squeeze-and-excitation, both ways",
+    "block": "images a second through an inverted residual, forward and backward",
+    "supernet_step": "images a second through steps of supernet training",
 }
 
 

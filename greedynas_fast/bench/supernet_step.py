@@ -1,0 +1,155 @@
+"""`bench supernet_step`: steps of supernet training (forward, backward, update), fused and as torch's layers.
+
+One path of mean cost of `mb-se-mix` at 224 and batch 8, and twenty random paths of `sample`; one thread, float32. The
+update is the parameter bank's in all versions. Dropout is off, so that all of them compute the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from greedynas_fast import paths, spaces
+from greedynas_fast.nn import use_backend
+from greedynas_fast.spaces import SearchSpace
+from greedynas_fast.supernet import BankSGD, ParameterBank, Supernet, extract
+
+from .codec import core_threads
+from .timing import Budget, torch_threads
+from .training import FUSED, VERSIONS, Results, Version, distance, refuse, time_rows
+
+Paths = npt.NDArray[np.uint8]  # [n, L]
+
+SEED, STREAM = 0, 0
+MEAN_OF = 1000  # random paths
+LEARNING_RATE = 1e-3  # small: the steps of a measurement are many, and their images always the same
+TOLERANCE = 5e-2  # of `training.distance`: rounding grows through dozens of layers; torch's own float32 is 1e-2 away
+
+
+class Setting(NamedTuple):
+    """What is trained.
+
+    Attributes:
+        space: its name.
+        batch: images a step.
+        num_paths: random paths, one step each; None: one path of mean cost.
+    """
+
+    space: str
+    batch: int
+    num_paths: int | None
+
+
+SETTINGS = (Setting("mb-se-mix", 8, None), Setting("sample", 32, 20))
+QUICK_SETTINGS = (SETTINGS[0], Setting("sample", 32, 5))
+_FEW_REPEATS = 3  # up to this many rounds a run is a quick one
+
+
+def measure(budget: Budget) -> list[dict[str, Any]]:
+    """Rows of `supernet_step.<space>`; logits, all gradients and the running statistics are compared first.
+
+    Raises:
+        RuntimeError: a version and the float64 reference disagree.
+    """
+    rows = []
+    with torch_threads(1), core_threads(1):
+        for setting in QUICK_SETTINGS if budget.repeats <= _FEW_REPEATS else SETTINGS:
+            rows += _compare(setting, budget)
+    return rows
+
+
+def mean_path(space: SearchSpace) -> Paths:
+    """The path, [1, L], whose MACs are nearest to the mean of `MEAN_OF` random ones; one of these, always the same."""
+    batch = paths.propose(space.allowed, SEED, STREAM, 0, MEAN_OF)
+    macs = space.costs(batch)[1].astype(np.float64)
+    nearest = int(np.abs(macs - macs.mean()).argmin())
+    return batch[nearest : nearest + 1]
+
+
+class _Trainer:
+    """A supernet in one version, with images to train it on."""
+
+    def __init__(self, space: SearchSpace, version: Version, batch: int) -> None:
+        self.net = version.prepare(Supernet(space, SEED).train())
+        for module in self.net.modules():
+            if isinstance(module, nn.Dropout):
+                module.p = 0.0
+        self.bank = ParameterBank(self.net)
+        self.optimizer = BankSGD(self.bank)
+        generator = torch.Generator().manual_seed(SEED)
+        shape = (batch, space.in_channels, space.resolution, space.resolution)
+        self.images = torch.randn(shape, generator=generator).contiguous(memory_format=version.memory_format)
+        self.labels = torch.randint(space.num_classes, (batch,), generator=generator)
+
+    def backward(self, path: Paths) -> Tensor:
+        self.bank.zero_grad(path)
+        logits = self.net(self.images, path)
+        torch.autograd.backward(F.cross_entropy(logits, self.labels))
+        return logits.detach()  # type: ignore[no-any-return]
+
+    def step(self, batch: Paths) -> None:
+        """A step of each path."""
+        for path in batch:
+            self.backward(path)
+            self.optimizer.step(path, LEARNING_RATE)
+
+    def results(self, path: Paths) -> Results:
+        """What a backward pass computes."""
+        logits = self.backward(path)
+        return _results(logits, nn.ModuleList([self.net.stem, *self.net.operations(path), self.net.head]))
+
+    def literal_results(self, path: Paths) -> Results:
+        """The same by torch's layers in float64; nothing changes here."""
+        network = extract(self.net, path).double()
+        use_backend(network, "reference")
+        logits = network(self.images.double())
+        torch.autograd.backward(F.cross_entropy(logits, self.labels))
+        return _results(logits.detach(), nn.ModuleList([network.stem, *network.blocks, network.head]))
+
+
+def _results(logits: Tensor, modules: nn.ModuleList) -> Results:
+    grads = [parameter.grad for parameter in modules.parameters() if parameter.grad is not None]
+    return {"result": [logits], "gradients": grads, "statistics": list(modules.buffers())}
+
+
+def _compare(setting: Setting, budget: Budget) -> list[dict[str, Any]]:
+    space = spaces.get(setting.space)
+    batch = (
+        mean_path(space)
+        if setting.num_paths is None
+        else paths.propose(space.allowed, SEED, STREAM, 0, setting.num_paths)
+    )
+    name = f"supernet_step.{setting.space}"
+    trainers = {provider: _Trainer(space, version, setting.batch) for provider, version in VERSIONS.items()}
+    errors = _errors(name, trainers, batch)
+    runs = {provider: partial(trainer.step, batch) for provider, trainer in trainers.items()}
+    return time_rows(name, _note(space, setting, batch), setting.batch * len(batch), runs, errors, budget)
+
+
+def _errors(name: str, trainers: Mapping[str, _Trainer], batch: Paths) -> dict[str, float]:
+    """The largest error of each version over the paths. Weights stay as they are, running statistics move.
+
+    Raises:
+        RuntimeError: a version and the float64 reference disagree.
+    """
+    errors = dict.fromkeys(trainers, 0.0)
+    for path in batch:
+        wanted = trainers[FUSED].literal_results(path)
+        for provider, trainer in trainers.items():
+            error = distance(trainer.results(path), wanted)
+            refuse(name, provider, error, TOLERANCE)
+            errors[provider] = max(error, errors[provider])
+    return errors
+
+
+def _note(space: SearchSpace, setting: Setting, batch: Paths) -> str:
+    macs = float(space.costs(batch)[1].mean()) / 1e6
+    what = "path of mean cost" if setting.num_paths is None else f"{len(batch)} paths"
+    return f"batch {setting.batch} at {space.resolution}, {what}, {macs:.0f} M MACs"

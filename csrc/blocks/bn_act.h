@@ -14,7 +14,7 @@
 namespace greedynas::norm {
 
 enum class Storage { float32, bf16 };
-enum class Activation { identity, relu, hard_swish };
+enum class Activation { identity, relu, hard_swish, silu };
 
 struct Shape {
   Storage storage;

@@ -15,7 +15,7 @@
 namespace greedynas::blocks {
 
 enum class MixconvStorage { float32, bf16 };
-enum class MixconvActivation { none, identity, relu, hard_swish };  // none: no scale and shift either
+enum class MixconvActivation { none, identity, relu, hard_swish, silu };  // none: no scale and shift either
 
 inline constexpr int kMixconvMaxKernel = 11;
 

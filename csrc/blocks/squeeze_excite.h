@@ -9,7 +9,7 @@
 
 namespace greedynas::norm {
 
-enum class Prologue { none, affine, affine_relu, affine_hard_swish };
+enum class Prologue { none, affine, affine_relu, affine_hard_swish, affine_silu };
 
 struct SqueezeExcite {
   Shape image;  // rows: the pixels of one image, at least one

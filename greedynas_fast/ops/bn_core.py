@@ -17,7 +17,7 @@ from greedynas_fast import _core
 from .library import LIBRARY
 from .rows import rows_of, threads
 
-ACTIVATIONS = {"identity": 0, "relu": 1, "hard_swish": 2}
+ACTIVATIONS = {"identity": 0, "relu": 1, "hard_swish": 2, "silu": 3}
 
 _LAYER = "Tensor? weight, Tensor? bias, Tensor? residual, float eps, str activation"
 LIBRARY.define("bn_moments(Tensor x) -> Tensor")  # type: ignore[no-untyped-call]

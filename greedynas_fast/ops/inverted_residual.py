@@ -20,9 +20,13 @@ from greedynas_fast.reference import inverted_residual as reference
 from greedynas_fast.reference.bn_act import ACTIVATIONS
 
 from . import bn_core as bn
-from . import mixconv as dw
-from . import squeeze_excite as se
+from .mixconv import backward_op as mixconv_backward_op
+from .mixconv import check as check_mixconv
+from .mixconv import forward_op as mixconv_op
 from .rows import autocast, backend
+from .squeeze_excite import backward_op as gate_backward_op
+from .squeeze_excite import excite_op
+from .squeeze_excite import forward_op as gate_op
 
 __all__ = ["Gate", "Norm", "backend", "inverted_residual"]
 
@@ -52,7 +56,7 @@ class Gate(NamedTuple):
         reduce_bias: [R].
         expand_weight: [C, R] or [C, R, 1, 1].
         expand_bias: [C].
-        activation: `identity`, `relu` or `hard_swish`.
+        activation: `identity`, `relu`, `hard_swish` or `silu`.
         gate: `hard_sigmoid` or `sigmoid`.
     """
 
@@ -95,7 +99,7 @@ def inverted_residual(
         project: weight [C_out, C, 1, 1] and norm.
         gate: before the projection.
         stride: of the depthwise convolution, 1 or 2.
-        activation: of the first two norms: `identity`, `relu` or `hard_swish`.
+        activation: of the first two norms: `identity`, `relu`, `hard_swish` or `silu`.
         residual: add x to the result.
 
     Returns:
@@ -153,12 +157,12 @@ class _InvertedResidual(torch.autograd.Function):
         kernels = _kernel_sizes(weights)
         if weight1 is None:
             z1 = x
-            z2, _ = dw.forward_op(x, weights, kernels, o.stride, None, None, "none", False)
+            z2, _ = mixconv_op(x, weights, kernels, o.stride, None, None, "none", False)
         else:
             z1 = _product(x, _matrix(weight1).t())
             moments1 = bn.moments_op(z1) if moments1 is None else moments1
             scale, shift = bn.affine_op(moments1, gamma1, beta1, o.eps[0])
-            z2, _ = dw.forward_op(z1, weights, kernels, o.stride, scale, shift, o.activation, False)
+            z2, _ = mixconv_op(z1, weights, kernels, o.stride, scale, shift, o.activation, False)
         means = hidden = logits = None
         if gate[0] is None:
             if moments2 is None:
@@ -168,7 +172,7 @@ class _InvertedResidual(torch.autograd.Function):
         else:
             moments2 = bn.moments_op(z2) if moments2 is None else moments2
             scale, shift = bn.affine_op(moments2, gamma2, beta2, o.eps[1])
-            a2, means, hidden, logits = se.forward_op(z2, *gate, scale, shift, *o.gate, o.activation)
+            a2, means, hidden, logits = gate_op(z2, *gate, scale, shift, *o.gate, o.activation)
         z3 = _product(a2, _matrix(weight3).t())
         layer3 = (gamma3, beta3, x if o.residual else None, o.eps[2], "identity")
         if moments3 is None:
@@ -210,9 +214,9 @@ class _InvertedResidual(torch.autograd.Function):
         else:
             scale_shift = bn.affine_op(moments2, gamma2, beta2, o.eps[1])
             scale, shift = scale_shift
-            a2 = se.excite_op(z2, logits, scale, shift, o.gate[1], o.activation)
+            a2 = excite_op(z2, logits, scale, shift, o.gate[1], o.activation)
             grad_weight3, grad_a2 = _product_backward(grad_z3, a2, weight3)
-            grad_z2, *grad_gate, grad_scale, grad_shift = se.backward_op(
+            grad_z2, *grad_gate, grad_scale, grad_shift = gate_backward_op(
                 grad_a2, z2, means, hidden, logits, *gate, scale, shift, *o.gate, o.activation
             )
             grad_scale_shift = torch.stack((grad_scale, grad_shift))
@@ -224,13 +228,13 @@ class _InvertedResidual(torch.autograd.Function):
         kernels = _kernel_sizes(weights)
         residual_grad = grad if o.residual else None
         if weight1 is None:
-            grad_x, grad_weights, _ = dw.backward_op(
+            grad_x, grad_weights, _ = mixconv_backward_op(
                 grad_z2, None, None, x, weights, kernels, o.stride, None, None, "none", (True, True, False)
             )
             grad_x = grad_x if residual_grad is None else grad_x.add_(residual_grad)
         else:
             scale, shift = bn.affine_op(moments1, gamma1, beta1, o.eps[0])
-            grad_z1, grad_weights, grad_scale_shift = dw.backward_op(
+            grad_z1, grad_weights, grad_scale_shift = mixconv_backward_op(
                 grad_z2, None, None, z1, weights, kernels, o.stride, scale, shift, o.activation, (True, True, True)
             )
             grad_gamma1, grad_beta1 = bn.through_moments_op(
@@ -289,7 +293,9 @@ def _check(
     if x.ndim != 4 or not x.is_floating_point():
         raise InputError(f"inverted_residual: x: expected a floating [N, C, H, W], got {x.dtype} {list(x.shape)}")
     if activation not in ACTIVATIONS:
-        raise InputError(f"inverted_residual: activation: expected identity, relu or hard_swish, got {activation!r}")
+        raise InputError(
+            f"inverted_residual: activation: expected identity, relu, hard_swish or silu, got {activation!r}"
+        )
     n, in_channels, height, width = x.shape
     weights, norm2 = depthwise
     channels = sum(weight.shape[0] for weight in weights)
@@ -306,7 +312,7 @@ def _check(
             raise InputError(f"inverted_residual: {name}: expected a weight {list(shape)}, got {list(weight.shape)}")
         _check_norm(name, norm, shape[0])
     _check_norm("depthwise", norm2, channels)
-    dw.check(x.new_empty((0, channels, height, width)), weights, _kernel_sizes(weights), stride, None)
+    check_mixconv(x.new_empty((0, channels, height, width)), weights, _kernel_sizes(weights), stride, None)
     given = {norm.moments is not None for _, _, norm, _ in parts} | {norm2.moments is not None}
     if len(given) != 1:
         raise InputError("inverted_residual: moments: expected all norms to have some or none, got both")

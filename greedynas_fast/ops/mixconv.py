@@ -16,6 +16,7 @@ from torch.utils.flop_counter import register_flop_formula
 from greedynas_fast import _core
 from greedynas_fast.errors import InputError
 from greedynas_fast.reference import mixconv as reference
+from greedynas_fast.reference.bn_act import ACTIVATIONS
 
 from .library import LIBRARY
 from .rows import autocast, backend
@@ -24,7 +25,7 @@ from .rows import threads as num_threads
 NormAct = tuple[torch.Tensor, torch.Tensor, str]
 _Tensor = torch.Tensor
 MAX_KERNEL = _core.MIXCONV_MAX_KERNEL
-_ACTIVATIONS = {"none": 0, "identity": 1, "relu": 2, "hard_swish": 3}  # as blocks::MixconvActivation counts
+_CODES = {"none": 0, "identity": 1, "relu": 2, "hard_swish": 3, "silu": 4}  # as blocks::MixconvActivation counts
 _NO_TENSOR = (0, 0, 0, 0)
 
 
@@ -65,8 +66,8 @@ def mixconv(
         weights: one [C_g, 1, k, k] a group of consecutive channels, all float32 or all of the dtype of x.
         kernel_sizes: the k of each group: odd, up to 11.
         stride: 1 or 2.
-        norm_act: scale [C], shift [C] and `identity`, `relu` or `hard_swish`: then act(x * scale + shift) is convolved.
-            The padding is zero after the activation.
+        norm_act: scale [C], shift [C] and `identity`, `relu`, `hard_swish` or `silu`: then act(x * scale + shift) is
+            convolved. The padding is zero after the activation.
         want_stats: return statistics of y too, for a batch norm.
 
     Returns:
@@ -125,8 +126,8 @@ def check(
 
 
 def _check_norm(x: _Tensor, scale: _Tensor, shift: _Tensor, activation: str) -> None:
-    if activation not in reference.ACTIVATIONS:
-        raise InputError(f"mixconv: activation must be identity, relu or hard_swish, got {activation!r}")
+    if activation not in ACTIVATIONS:
+        raise InputError(f"mixconv: activation must be identity, relu, hard_swish or silu, got {activation!r}")
     for name, value in (("scale", scale), ("shift", shift)):
         if value.ndim != 1 or value.shape[0] != x.shape[1] or not value.is_floating_point():
             raise InputError(
@@ -258,7 +259,7 @@ def _call(
         stride,
         [(weight.shape[0], kernel, weight.data_ptr()) for weight, kernel in zip(weights, kernel_sizes, strict=True)],
         _place(x),
-        _ACTIVATIONS[activation],
+        _CODES[activation],
         _address(scale),
         _address(shift),
     )

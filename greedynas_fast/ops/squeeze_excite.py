@@ -25,9 +25,9 @@ from .rows import backend, rows_of, threads
 
 __all__ = ["backend", "squeeze_excite"]
 
-_ACTIVATIONS = ("identity", "relu", "hard_swish")
+_ACTIVATIONS = ("identity", "relu", "hard_swish", "silu")
 _GATES = ("hard_sigmoid", "sigmoid")
-_PROLOGUES = {"": 0, "identity": 1, "relu": 2, "hard_swish": 3}  # "": no scale, shift and activation
+_PROLOGUES = {"": 0, "identity": 1, "relu": 2, "hard_swish": 3, "silu": 4}  # "": no scale, shift and activation
 
 _LAYER = (
     "Tensor reduce_weight, Tensor reduce_bias, Tensor expand_weight, Tensor expand_bias, Tensor? scale, Tensor? shift, "
@@ -68,9 +68,9 @@ def squeeze_excite(
         reduce_bias: [R].
         expand_weight: [C, R] or [C, R, 1, 1].
         expand_bias: [C].
-        activation: between the two products: `identity`, `relu` or `hard_swish`.
+        activation: between the two products: `identity`, `relu`, `hard_swish` or `silu`.
         gate: `hard_sigmoid` or `sigmoid`.
-        norm_act: (scale [C], shift [C], activation `identity`, `relu` or `hard_swish`) for
+        norm_act: (scale [C], shift [C], activation `identity`, `relu`, `hard_swish` or `silu`) for
             a = activation(x * scale + shift), the form of batch normalisation in evaluation.
 
     Returns:
@@ -192,6 +192,8 @@ def _backward_of_products(
     grad_hidden = grad_logits @ expand_weight
     if activation == "relu":
         grad_hidden = aten.threshold_backward(grad_hidden, hidden, 0)
+    elif activation == "silu":
+        grad_hidden = aten.silu_backward(grad_hidden, hidden)
     elif activation == "hard_swish":
         grad_hidden = aten.hardswish_backward(grad_hidden, hidden)
     grads = (

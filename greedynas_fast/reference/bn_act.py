@@ -12,6 +12,7 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "identity": lambda z: z,
     "relu": F.relu,
     "hard_swish": F.hardswish,
+    "silu": F.silu,
 }
 
 

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 
-ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
-    "identity": lambda z: z,
-    "relu": F.relu,
-    "hard_swish": F.hardswish,
-}
+from .bn_act import ACTIVATIONS
 
 
 def mixconv(

@@ -77,12 +77,15 @@ struct Setting {
 
 double activate(MixconvActivation activation, double z) {
   if (activation == MixconvActivation::relu) return std::fmax(z, 0.0);
+  if (activation == MixconvActivation::silu) return z / (1 + std::exp(-z));
   if (activation == MixconvActivation::hard_swish) return z * std::fmin(std::fmax(z + 3, 0.0), 6.0) / 6;
   return z;
 }
 
 double slope(MixconvActivation activation, double z) {
   if (activation == MixconvActivation::relu) return z > 0 ? 1 : 0;
+  if (activation == MixconvActivation::silu)
+    return (1 + std::exp(-z) + z * std::exp(-z)) / std::pow(1 + std::exp(-z), 2);
   if (activation == MixconvActivation::hard_swish) return z <= -3 ? 0 : z > 3 ? 1 : z / 3 + 0.5;
   return 1;
 }
@@ -259,6 +262,7 @@ void test_kernels_against_the_definition() {
     for (const int stride : {1, 2}) {
       for (const bool bf16 : {false, true}) {
         check(*kernel, {2, 6, 9, {{9, 3}, {18, 5}, {5, 7}}, stride, bf16, MixconvActivation::hard_swish});
+        check(*kernel, {2, 4, 5, {{9, 3}, {18, 5}}, stride, bf16, MixconvActivation::silu});
         check(*kernel, {1, 7, 4, {{17, 9}, {3, 11}, {2, 1}}, stride, bf16, MixconvActivation::none});
         check(*kernel, {3, 1, 1, {{3, 3}}, stride, bf16, MixconvActivation::relu});
         check(*kernel, {1, 3, 23, {{16, 5}}, stride, bf16, MixconvActivation::identity});

@@ -276,6 +276,8 @@ struct ByLayer {
           return by_residual<Activation::relu>(shape, layer->residual, arguments...);
         case Activation::hard_swish:
           return by_residual<Activation::hard_swish>(shape, layer->residual, arguments...);
+        case Activation::silu:
+          return by_residual<Activation::silu>(shape, layer->residual, arguments...);
       }
     }
   };

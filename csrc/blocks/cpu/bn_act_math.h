@@ -3,6 +3,7 @@
 
 #include "blocks/bn_act.h"
 #include "blocks/cpu/bn_act_vector.h"
+#include "blocks/cpu/silu.h"
 
 namespace greedynas::norm {
 
@@ -13,6 +14,8 @@ GREEDYNAS_VEC_INLINE V activated(V z) {
     return max(V::set(0.0F), z);
   } else if constexpr (kActivation == Activation::hard_swish) {
     return z * V::set(1.0F / 6.0F) * min(V::set(6.0F), max(V::set(0.0F), z + V::set(3.0F)));
+  } else if constexpr (kActivation == Activation::silu) {
+    return blocks::silu(z);
   } else {
     return z;
   }
@@ -26,6 +29,8 @@ GREEDYNAS_VEC_INLINE V through_activation(V grad, V z) {
   } else if constexpr (kActivation == Activation::hard_swish) {
     const V inside = where_greater(z, V::set(-3.0F), fma(z, V::set(1.0F / 3.0F), V::set(0.5F)), V::set(0.0F));
     return grad * where_greater(V::set(3.0F), z, inside, V::set(1.0F));
+  } else if constexpr (kActivation == Activation::silu) {
+    return grad * blocks::silu_slope(z);
   } else {
     return grad;
   }

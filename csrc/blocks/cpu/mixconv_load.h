@@ -5,6 +5,7 @@
 
 #include "blocks/cpu/mixconv_kernels.h"
 #include "blocks/cpu/mixconv_vec.h"
+#include "blocks/cpu/silu.h"
 
 namespace greedynas::blocks {
 
@@ -64,6 +65,7 @@ GREEDYNAS_VEC_INLINE V activate(V value, V scale, V shift) {
     const V gate = min(V::set(6.0F), max(V::set(0.0F), z + V::set(3.0F)));
     return z * gate * V::set(1.0F / 6.0F);
   }
+  if constexpr (kActivation == MixconvActivation::silu) return silu(z);
   return z;
 }
 
@@ -75,6 +77,7 @@ GREEDYNAS_VEC_INLINE V activation_slope(V z) {
     const V middle = fma(z, V::set(1.0F / 3.0F), V::set(0.5F));
     return where_greater(z, V::set(-3.0F), where_greater(z, V::set(3.0F), one, middle), zero);
   }
+  if constexpr (kActivation == MixconvActivation::silu) return silu_slope(z);
   return one;
 }
 
@@ -236,6 +239,8 @@ GREEDYNAS_VEC_INLINE MixconvRowFunctions row_functions_of(MixconvActivation acti
       return row_functions_of<V, E, MixconvActivation::relu>();
     case MixconvActivation::hard_swish:
       return row_functions_of<V, E, MixconvActivation::hard_swish>();
+    case MixconvActivation::silu:
+      return row_functions_of<V, E, MixconvActivation::silu>();
     case MixconvActivation::none:
       break;
   }

@@ -11,6 +11,7 @@ namespace {
 constexpr Activation activation_of(Prologue prologue) {
   return prologue == Prologue::affine_relu         ? Activation::relu
          : prologue == Prologue::affine_hard_swish ? Activation::hard_swish
+         : prologue == Prologue::affine_silu       ? Activation::silu
                                                    : Activation::identity;
 }
 
@@ -229,6 +230,8 @@ struct ByPrologue {
           return Chosen::template run_layer<Prologue::affine_relu>(part, *layer, arguments...);
         case Prologue::affine_hard_swish:
           return Chosen::template run_layer<Prologue::affine_hard_swish>(part, *layer, arguments...);
+        case Prologue::affine_silu:
+          return Chosen::template run_layer<Prologue::affine_silu>(part, *layer, arguments...);
       }
     }
   };

@@ -7,6 +7,7 @@ no torch.
 from __future__ import annotations
 
 import importlib
+from collections.abc import Callable
 from types import ModuleType
 
 __version__ = "0.1.0"
@@ -17,6 +18,7 @@ _ROOMS = (
     "experiments",
     "filter",
     "nn",
+    "ops",
     "paths",
     "runtime",
     "sampling",
@@ -26,14 +28,16 @@ _ROOMS = (
     "supernet",
 )
 
-__all__ = ["__version__", *_ROOMS]
+__all__ = ["__version__", "accelerate", *_ROOMS]
 
 
-def __getattr__(name: str) -> ModuleType:
+def __getattr__(name: str) -> ModuleType | Callable[..., list[str]]:
+    if name == "accelerate":
+        return importlib.import_module(f"{__name__}.nn").accelerate  # type: ignore[no-any-return]
     if name in _ROOMS:
         return importlib.import_module(f"{__name__}.{name}")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *_ROOMS])
+    return sorted([*globals(), "accelerate", *_ROOMS])

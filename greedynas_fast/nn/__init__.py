@@ -5,6 +5,7 @@ reads like that of a known model. All convolutions but those of squeeze-and-exci
 `kernel_size // 2`. Whole networks and supernets live in `greedynas_fast.supernet`, not here.
 """
 
+from greedynas_fast.nn.accelerate import accelerate
 from greedynas_fast.nn.backend import Backend, use_backend, what_runs
 from greedynas_fast.nn.bottleneck import Bottleneck
 from greedynas_fast.nn.build import build_operation
@@ -26,6 +27,7 @@ __all__ = [
     "ShuffleUnit",
     "SqueezeExcite",
     "Stem",
+    "accelerate",
     "build_operation",
     "channel_shuffle",
     "initialise",

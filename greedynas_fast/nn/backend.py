@@ -21,7 +21,7 @@ from greedynas_fast.ops.rows import backend as backend_of
 
 Backend = Literal["auto", "fused", "reference"]
 
-_FUSED_ACTIVATIONS = {nn.Identity: "identity", nn.ReLU: "relu", nn.Hardswish: "hard_swish"}
+_FUSED_ACTIVATIONS = {nn.Identity: "identity", nn.ReLU: "relu", nn.Hardswish: "hard_swish", nn.SiLU: "silu"}
 
 
 class Fusable(nn.Module):
@@ -50,7 +50,7 @@ class Fusable(nn.Module):
         if backend_of(x) != "core":
             obstacle = f"{x.dtype} on {x.device}"
         else:
-            obstacle = next((str(layer) for layer in layers or self.modules() if not _has_operation(layer)), None)
+            obstacle = next((str(layer) for layer in layers or self.modules() if not self._stands_for(layer)), None)
         if obstacle is not None and self.backend == "fused":
             raise InputError(
                 f"backend: no fused operation for {obstacle}; there are some for float32 and bfloat16 on the CPU, "
@@ -58,6 +58,11 @@ class Fusable(nn.Module):
                 "layers elsewhere"
             )
         return obstacle is None
+
+    def _stands_for(self, layer: nn.Module) -> bool:
+        """Whether an operation can stand for this layer of the block. Hooks of the block itself are called anyway."""
+        hooks = (layer._forward_hooks, layer._forward_pre_hooks, layer._backward_hooks, layer._backward_pre_hooks)
+        return (layer is self or not any(hooks)) and has_operation(layer)
 
 
 def use_backend(module: nn.Module, backend: Backend) -> None:
@@ -145,7 +150,7 @@ def running_moments(norm: nn.BatchNorm2d) -> Tensor | None:
 def is_fused(layer: nn.Module) -> bool:
     """Whether `run_layers` has an operation stand for this layer of a sequence."""
     grouped = isinstance(layer, nn.Conv2d) and layer.groups > 1
-    return grouped or isinstance(layer, _BatchNorm) or activation_name(layer) is not None
+    return grouped or type(layer) is nn.BatchNorm2d or activation_name(layer) is not None
 
 
 def run_layers(layers: Iterable[nn.Module], x: Tensor) -> Tensor:
@@ -156,7 +161,7 @@ def run_layers(layers: Iterable[nn.Module], x: Tensor) -> Tensor:
     rest = list(layers)
     while rest:
         layer = rest.pop(0)
-        if isinstance(layer, nn.BatchNorm2d):
+        if type(layer) is nn.BatchNorm2d:
             act = rest.pop(0) if rest and activation_name(rest[0]) is not None else nn.Identity()
             x = norm_act(layer, act, x)
         elif isinstance(layer, nn.Conv2d) and layer.groups > 1:
@@ -166,10 +171,8 @@ def run_layers(layers: Iterable[nn.Module], x: Tensor) -> Tensor:
     return x
 
 
-def _has_operation(layer: nn.Module) -> bool:
-    """Whether an operation can stand for this layer."""
-    if layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks or layer._backward_pre_hooks:
-        return False
+def has_operation(layer: nn.Module) -> bool:
+    """Whether there is an operation that computes this layer, of those that there are operations for."""
     if isinstance(layer, _BatchNorm):
         return isinstance(layer, nn.BatchNorm2d) and layer.affine
     if not isinstance(layer, nn.Conv2d):

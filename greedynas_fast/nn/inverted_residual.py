@@ -8,10 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from greedynas_fast.errors import InputError
-from greedynas_fast.nn.backend import Fusable, activation_name, num_values, running_moments, update_running
+from greedynas_fast.nn.backend import Fusable
+from greedynas_fast.nn.fused_residual import run_inverted_residual
 from greedynas_fast.nn.primitives import activation, conv2d, depthwise
 from greedynas_fast.nn.squeeze_excite import SqueezeExcite
-from greedynas_fast.ops.inverted_residual import Norm, inverted_residual
 from greedynas_fast.ops.mixconv import mixconv
 from greedynas_fast.spaces.specs import InvertedResidualSpec, mix_split
 
@@ -90,21 +90,13 @@ class InvertedResidual(Fusable):
         return y.add_(x) if self.has_residual else y
 
     def _fused(self, x: Tensor) -> Tensor:
-        norms = [self.bn1, self.bn2, self.bn3] if self.expands else [self.bn2, self.bn3]
-        *first, second, third = (Norm(n.weight, n.bias, n.eps, running_moments(n)) for n in norms)
         convs = cast("list[nn.Conv2d]", list(self.conv_dw) if isinstance(self.conv_dw, MixedConv) else [self.conv_dw])
-        act = activation_name(self.act2)
-        assert act is not None
-        y, moments = inverted_residual(
+        return run_inverted_residual(
             x,
-            (self.conv_pw.weight, first[0]) if self.expands else None,
-            ([conv.weight for conv in convs], second),
-            (self.conv_pwl.weight, third),
+            (self.conv_pw, self.bn1) if self.expands else None,
+            (convs, self.bn2),
+            (self.conv_pwl, self.bn3),
             self.se.parameters_of_gate() if isinstance(self.se, SqueezeExcite) else None,
-            stride=convs[0].stride[0],
-            activation=act,
+            activation=self.act2,
             residual=self.has_residual,
         )
-        for norm, batch in zip(norms, moments, strict=True):
-            update_running(norm, batch, num_values(x if self.expands and norm is self.bn1 else y))
-        return y

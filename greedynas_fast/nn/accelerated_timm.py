@@ -1,0 +1,140 @@
+"""Layers of timm that run as fused operations; see `accelerate`. Imported only where timm is."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+from timm.layers import BatchNormAct2d, DropPath, MixedConv2d
+from timm.models._efficientnet_blocks import DepthwiseSeparableConv, InvertedResidual, SqueezeExcite
+from torch import Tensor, nn
+
+from greedynas_fast.nn.accelerated_torch import Swap, depthwise_groups, is_pointwise
+from greedynas_fast.nn.backend import Fusable, activation_name, norm_act
+from greedynas_fast.nn.fused_residual import run_inverted_residual
+from greedynas_fast.ops.inverted_residual import Gate
+from greedynas_fast.ops.mixconv import mixconv
+from greedynas_fast.ops.squeeze_excite import squeeze_excite
+
+
+class FusedMixedConv2d(Fusable, MixedConv2d):  # type: ignore[misc]
+    """Depthwise MixConv."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """What timm's layer does."""
+        if self.fuses(x):
+            convs = cast("list[nn.Conv2d]", list(self.children()))
+            kernels = [conv.kernel_size[0] for conv in convs]
+            return mixconv(x, [conv.weight for conv in convs], kernels, convs[0].stride[0])
+        y: Tensor = super().forward(x)
+        return y
+
+
+class FusedBatchNormAct2d(Fusable, BatchNormAct2d):  # type: ignore[misc]
+    """Batch norm and activation."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """What timm's layer does."""
+        if self.fuses(x):
+            return norm_act(self, cast("nn.Module", self.act), x)
+        y: Tensor = super().forward(x)
+        return y
+
+
+class FusedSqueezeExcite(Fusable, SqueezeExcite):  # type: ignore[misc]
+    """Squeeze-and-excitation of the EfficientNet family."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """What timm's layer does."""
+        if self.fuses(x):
+            gate = gate_of(self)
+            return squeeze_excite(x, *gate[:4], activation=gate.activation, gate=gate.gate)
+        y: Tensor = super().forward(x)
+        return y
+
+
+class FusedInvertedResidual(Fusable, InvertedResidual):  # type: ignore[misc]
+    """The whole block."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """What timm's block does."""
+        return _run_block(self, x) if self.fuses(x) else super().forward(x)
+
+
+class FusedDepthwiseSeparableConv(Fusable, DepthwiseSeparableConv):  # type: ignore[misc]
+    """The block without expansion."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """What timm's block does."""
+        return _run_block(self, x) if self.fuses(x) else super().forward(x)
+
+
+def _run_block(block: Any, x: Tensor) -> Tensor:
+    """A block that `_runs_block` accepts."""
+    pointwise, norms = _pointwise_and_norms(block)
+    convs = depthwise_groups(block.conv_dw)
+    assert convs is not None
+    drops = block.has_skip and not isinstance(block.drop_path, nn.Identity)
+    y = run_inverted_residual(
+        x,
+        (pointwise[0], norms[0]) if len(pointwise) == 2 else None,
+        (convs, norms[-2]),
+        (pointwise[-1], norms[-1]),
+        gate_of(block.se) if isinstance(block.se, SqueezeExcite) else None,
+        activation=norms[-2].act,
+        residual=block.has_skip and not drops,
+    )
+    return block.drop_path(y) + x if drops else y
+
+
+def _pointwise_and_norms(block: Any) -> tuple[list[Any], list[Any]]:
+    """In their order; timm numbers the layers of its two blocks differently."""
+    if isinstance(block, DepthwiseSeparableConv):
+        return [block.conv_pw], [block.bn1, block.bn2]
+    return [block.conv_pw, block.conv_pwl], [block.bn1, block.bn2, block.bn3]
+
+
+def gate_of(layer: Any) -> Gate:
+    """What the operations need to know of a layer that `_runs_gate` accepts."""
+    reduce, expand = layer.conv_reduce, layer.conv_expand
+    act = activation_name(layer.act1)
+    gate = "sigmoid" if isinstance(layer.gate, nn.Sigmoid) else "hard_sigmoid"
+    assert act is not None
+    return Gate(reduce.weight, reduce.bias, expand.weight, expand.bias, act, gate)
+
+
+def _runs_gate(layer: Any) -> bool:
+    return activation_name(layer.act1) is not None and type(layer.gate) in (nn.Sigmoid, nn.Hardsigmoid)
+
+
+def _runs_norm(norm: Any) -> bool:
+    return (
+        isinstance(norm, BatchNormAct2d)
+        and norm.affine
+        and isinstance(norm.drop, nn.Identity)
+        and activation_name(norm.act) is not None
+    )
+
+
+def _runs_block(block: Any) -> bool:
+    """Whether the operation has all that this block has."""
+    pointwise, norms = _pointwise_and_norms(block)
+    return (
+        block.conv_s2d is None
+        and all(is_pointwise(conv) for conv in pointwise)
+        and depthwise_groups(block.conv_dw) is not None
+        and all(_runs_norm(norm) for norm in norms)
+        and len({type(norm.act) for norm in norms[:-1]}) == 1
+        and isinstance(norms[-1].act, nn.Identity)
+        and isinstance(block.aa, nn.Identity)
+        and (isinstance(block.se, nn.Identity) or (isinstance(block.se, SqueezeExcite) and _runs_gate(block.se)))
+        and isinstance(block.drop_path, nn.Identity | DropPath)
+    )
+
+
+SWAPS: list[Swap] = [
+    (MixedConv2d, FusedMixedConv2d, lambda layer: depthwise_groups(layer) is not None),
+    (BatchNormAct2d, FusedBatchNormAct2d, _runs_norm),
+    (SqueezeExcite, FusedSqueezeExcite, _runs_gate),
+    (InvertedResidual, FusedInvertedResidual, _runs_block),
+    (DepthwiseSeparableConv, FusedDepthwiseSeparableConv, _runs_block),
+]

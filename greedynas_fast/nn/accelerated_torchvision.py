@@ -1,0 +1,129 @@
+"""Layers of torchvision that run as fused operations; see `accelerate`. Imported only where torchvision is."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torchvision.models.mobilenetv3 import InvertedResidual
+from torchvision.models.shufflenetv2 import InvertedResidual as ShuffleUnit
+from torchvision.ops.misc import Conv2dNormActivation, SqueezeExcitation
+
+from greedynas_fast.nn.accelerated_torch import Swap, depthwise_groups, is_pointwise
+from greedynas_fast.nn.backend import Fusable, activation_name, is_fused, run_layers
+from greedynas_fast.nn.fused_residual import run_inverted_residual
+from greedynas_fast.ops.inverted_residual import Gate
+from greedynas_fast.ops.shuffle import channel_shuffle
+from greedynas_fast.ops.squeeze_excite import squeeze_excite
+
+
+class FusedConv2dNormActivation(Fusable, Conv2dNormActivation):  # type: ignore[misc]
+    """Convolution, batch norm, activation."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """What torchvision's layer does."""
+        if self.fuses(x, *(layer for layer in self if is_fused(layer))):
+            return run_layers(self, x)
+        y: Tensor = super().forward(x)
+        return y
+
+
+class FusedSqueezeExcitation(Fusable, SqueezeExcitation):  # type: ignore[misc]
+    """Squeeze-and-excitation."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """What torchvision's layer does."""
+        if self.fuses(x):
+            gate = gate_of(self)
+            return squeeze_excite(x, *gate[:4], activation=gate.activation, gate=gate.gate)
+        y: Tensor = super().forward(x)
+        return y
+
+
+class FusedInvertedResidual(Fusable, InvertedResidual):  # type: ignore[misc]
+    """The whole block of MobileNetV3."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """What torchvision's block does."""
+        return _run_block(self, x) if self.fuses(x) else super().forward(x)
+
+
+def _run_block(block: Any, x: Tensor) -> Tensor:
+    """A block that `_parts` accepts."""
+    parts = _parts(block)
+    assert parts is not None
+    expand, depthwise, gate, project = parts
+    return run_inverted_residual(
+        x,
+        None if expand is None else (expand[0], expand[1]),
+        ([depthwise[0]], depthwise[1]),
+        (project[0], project[1]),
+        None if gate is None else gate_of(gate),
+        activation=depthwise[2],
+        residual=block.use_res_connect,
+    )
+
+
+class FusedShuffleUnit(Fusable, ShuffleUnit):  # type: ignore[misc]
+    """The unit of ShuffleNetV2, whose shuffle follows the concatenation."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """What torchvision's unit does."""
+        return _run_unit(self, x) if self.fuses(x) else super().forward(x)
+
+
+def _run_unit(unit: Any, x: Tensor) -> Tensor:
+    kept, moved = x.chunk(2, dim=1) if unit.stride == 1 else (run_layers(unit.branch1, x), x)
+    return channel_shuffle(torch.cat((kept, run_layers(unit.branch2, moved)), dim=1))
+
+
+def gate_of(layer: SqueezeExcitation) -> Gate:
+    """What the operations need to know of a layer that `_runs_gate` accepts."""
+    act = activation_name(cast("nn.Module", layer.activation))
+    gate = "sigmoid" if isinstance(layer.scale_activation, nn.Sigmoid) else "hard_sigmoid"
+    assert act is not None
+    reduce, expand = layer.fc1, layer.fc2
+    return Gate(reduce.weight, cast("Tensor", reduce.bias), expand.weight, cast("Tensor", expand.bias), act, gate)
+
+
+def _runs_gate(layer: Any) -> bool:
+    return activation_name(layer.activation) is not None and type(layer.scale_activation) in (
+        nn.Sigmoid,
+        nn.Hardsigmoid,
+    )
+
+
+def _runs_sequence(layer: Any) -> bool:
+    """Whether something of the sequence becomes an operation: a batch norm or a depthwise convolution."""
+    return any(isinstance(part, nn.BatchNorm2d) and part.affine for part in layer.children())
+
+
+def _parts(block: InvertedResidual) -> tuple[Any, Any, SqueezeExcitation | None, Any] | None:
+    """Expansion, depthwise part, gate and projection; None if the operation does not have them all."""
+    layers = list(block.block)
+    expand = layers.pop(0) if is_pointwise(layers[0][0]) else None
+    if len(layers) not in (2, 3):
+        return None
+    depthwise, project = layers[0], layers[-1]
+    gate = layers[1] if len(layers) == 3 else None
+    norms = [part[1] for part in (expand, depthwise, project) if part is not None]
+    acts = [part[2] for part in (expand, depthwise) if part is not None]
+    runs = (
+        depthwise_groups(depthwise[0]) is not None
+        and is_pointwise(project[0])
+        and len(project) == 2
+        and all(isinstance(norm, nn.BatchNorm2d) and norm.affine for norm in norms)
+        and len({type(act) for act in acts}) == 1
+        and activation_name(acts[0]) is not None
+        and (gate is None or (isinstance(gate, SqueezeExcitation) and _runs_gate(gate)))
+    )
+    return (expand, depthwise, gate, project) if runs else None
+
+
+SWAPS: list[Swap] = [
+    (Conv2dNormActivation, FusedConv2dNormActivation, _runs_sequence),
+    (SqueezeExcitation, FusedSqueezeExcitation, _runs_gate),
+    (InvertedResidual, FusedInvertedResidual, lambda block: _parts(block) is not None),
+    (ShuffleUnit, FusedShuffleUnit, lambda block: True),
+]

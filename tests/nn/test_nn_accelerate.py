@@ -1,0 +1,146 @@
+"""Models of timm and torchvision, accelerated: same keys, values and gradients; what is swapped and what is not."""
+
+from __future__ import annotations
+
+import copy
+import io
+from collections.abc import Callable
+
+import pytest
+import timm
+import torch
+import torchvision
+from timm.layers import DropPath
+from torch import nn
+
+import greedynas_fast as gf
+from greedynas_fast.nn import use_backend
+
+MODELS: dict[str, tuple[Callable[[], nn.Module], int]] = {
+    "efficientnet_b0": (lambda: timm.create_model("efficientnet_b0"), 16),
+    "mixnet_s": (lambda: timm.create_model("mixnet_s"), 3),
+    "mobilenetv3_large_100": (lambda: timm.create_model("mobilenetv3_large_100"), 15),
+    "mobilenet_v3_small": (lambda: torchvision.models.mobilenet_v3_small(), 11),
+    "shufflenet_v2_x0_5": (lambda: torchvision.models.shufflenet_v2_x0_5(), 16),
+}
+
+
+def make(name: str) -> nn.Module:
+    torch.manual_seed(0)
+    model = MODELS[name][0]().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    for part in model.modules():
+        if isinstance(part, nn.Dropout):
+            part.p = 0.0
+        elif isinstance(part, DropPath):
+            part.drop_prob = 0.0
+    if hasattr(model, "drop_rate"):
+        model.drop_rate = 0.0
+    return model
+
+
+def images(n: int = 4, size: int = 64) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(1)
+    return torch.randn(n, 3, size, size, generator=generator).contiguous(memory_format=torch.channels_last)
+
+
+def losses(model: nn.Module, steps: int) -> list[float]:
+    optimizer = torch.optim.SGD(model.parameters(), 2e-3, momentum=0.9)
+    labels = torch.arange(4)
+    found = []
+    for _ in range(steps):
+        loss = nn.functional.cross_entropy(model(images()), labels)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        found.append(loss.item())
+    return found
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_five_steps_of_training(name: str) -> None:
+    plain = make(name)
+    fast = copy.deepcopy(plain)
+    listed = gf.accelerate(fast, dry_run=True)
+    assert not any(hasattr(part, "backend") for part in fast.modules()), "a dry run changes something"
+    swapped = gf.accelerate(fast)
+    assert swapped == listed
+    assert sum("InvertedResidual" in line or "DepthwiseSeparable" in line for line in swapped) == MODELS[name][1]
+    assert gf.accelerate(fast) == []
+    assert list(fast.state_dict()) == list(plain.state_dict())
+    assert all(torch.equal(value, fast.state_dict()[key]) for key, value in plain.state_dict().items())
+    with torch.no_grad():
+        torch.testing.assert_close(fast.eval()(images()), plain.eval()(images()), rtol=1e-3, atol=1e-4)
+    expected, found = losses(plain.train(), 5), losses(fast.train(), 5)
+    assert len({round(loss, 3) for loss in expected}) > 3, "nothing is learned"
+    assert abs(found[0] - expected[0]) < 1e-4
+    # Then what rounding differs by grows: the last layers normalise 16 values a channel.
+    torch.testing.assert_close(found, expected, rtol=3e-2, atol=3e-2)
+
+
+@pytest.mark.parametrize("name", ["mixnet_s", "shufflenet_v2_x0_5"])
+def test_gradients_are_those_of_the_model(name: str) -> None:
+    """Against float64. Usually 1e-4 away, but a ReLU whose input is nearly zero may go the other way."""
+    double = make(name).double()
+    fast = make(name)
+    gf.accelerate(fast)
+    results = []
+    for model, x in ((double, images().double()), (fast, images())):
+        y = model(x)
+        weighted = y * torch.linspace(-1, 1, y.numel(), dtype=y.dtype).view_as(y)
+        results.append([y.detach(), *torch.autograd.grad(weighted.sum(), model.parameters())])
+    largest = max(float(value.norm()) for value in results[0])
+    for mine, exact in zip(results[1], results[0], strict=True):
+        assert float((mine - exact).norm()) < 2e-2 * float(exact.norm()) + 1e-4 * largest
+
+
+def test_copies_pickles_and_the_way_back() -> None:
+    fast = make("mobilenet_v3_small").eval()
+    expected = fast(images(2))
+    gf.accelerate(fast)
+    stored = io.BytesIO()
+    torch.save(fast, stored)
+    stored.seek(0)
+    for model in (copy.deepcopy(fast), torch.load(stored, weights_only=False)):
+        assert any("Fused" in type(part).__name__ for part in model.modules())
+        torch.testing.assert_close(model(images(2)), expected, rtol=1e-3, atol=1e-4)
+    use_backend(fast, "reference")
+    assert torch.equal(fast(images(2)), expected)
+
+
+def test_autocast_and_checkpointing() -> None:
+    fast = make("mobilenetv3_large_100")
+    gf.accelerate(fast)
+    fast.set_grad_checkpointing(True)
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = fast(images()).float().square().mean()
+    loss.backward()
+    assert all(p.grad is not None and bool(p.grad.isfinite().all()) for p in fast.parameters())
+
+
+def test_export_has_torchs_operations_alone() -> None:
+    fast = make("mobilenet_v3_small").eval()
+    gf.accelerate(fast)
+    program = torch.export.export(fast, (images(2),))
+    assert not any("greedynas" in str(node.target) for node in program.graph.nodes)
+
+
+def test_what_is_left_alone() -> None:
+    model = nn.Sequential(
+        nn.Conv2d(8, 8, 3, padding=1),  # not depthwise
+        nn.Conv2d(8, 8, 3, padding=1, groups=4),
+        nn.Conv2d(8, 8, 3, padding=0, groups=8),
+        nn.Conv2d(8, 8, 3, padding=1, groups=8),  # with bias
+        nn.Conv2d(8, 8, 13, padding=6, groups=8, bias=False),
+        nn.Conv2d(8, 8, 5, padding=2, groups=8, bias=False),
+        nn.BatchNorm2d(8),
+    )
+    assert gf.accelerate(model) == ["5: torch Conv2d"]
+    assert type(model[5]).__name__ == "DepthwiseConv2d"
+
+
+@pytest.mark.slow
+def test_compiles() -> None:
+    fast = make("mobilenet_v3_small")
+    gf.accelerate(fast)
+    expected = losses(copy.deepcopy(fast), 2)
+    torch.testing.assert_close(losses(torch.compile(fast, fullgraph=True), 2), expected, rtol=1e-3, atol=1e-3)  # type: ignore[arg-type]

@@ -43,6 +43,10 @@ function(greedynas_add_cuda)
   add_library(greedynas_cuda STATIC
     csrc/paths/cuda/sort.cu
     csrc/filter/cuda/bf16.cu
+    csrc/blocks/cuda/mixconv_backward.cu
+    csrc/blocks/cuda/mixconv_forward.cu
+    csrc/blocks/cuda/squeeze_excite.cu
+    csrc/blocks/cuda/bn_act.cu
     csrc/filter/cuda/float32.cu
     csrc/filter/cuda/head.cu
     csrc/filter/cuda/rejection.cu
@@ -50,6 +54,8 @@ function(greedynas_add_cuda)
     csrc/filter/cuda/score.cu
     csrc/paths/cuda/paths.cu
     csrc/paths/cuda/keys.cu
+    csrc/blocks/cuda/bn_moments.cu
+    csrc/blocks/cuda/mixconv.cu
     csrc/cuda/device.cu
   )
   set_target_properties(greedynas_cuda PROPERTIES

@@ -296,3 +296,138 @@ def cuda_lowest_rejected(
     workspace: int,
     /,
 ) -> None: ...
+
+# Fused layers. `storage` is 0 for float32, 1 for bf16, 2 for fp16; a tensor is (address, elements between images, rows,
+# pixels).
+class CudaMixconv:
+    def __init__(
+        self,
+        storage: int,
+        weight_storage: int,
+        batch_height_width: tuple[int, int, int],
+        stride: int,
+        groups: list[tuple[int, int, int]],
+        x: tuple[int, int, int, int],
+        activation: int,
+        scale: int,
+        shift: int,
+    ) -> None: ...
+    def workspace_bytes(self) -> int: ...
+    def forward(self, device: int, stream: int, y: tuple[int, int, int, int], stats: int, workspace: int) -> None: ...
+    def backward(
+        self,
+        device: int,
+        stream: int,
+        grad: tuple[int, int, int, int],
+        stats_grad: int,
+        y: tuple[int, int, int, int],
+        x_grad: tuple[int, int, int, int],
+        weight_grads: list[int],
+        norm_grad: int,
+        workspace: int,
+    ) -> None: ...
+
+def cuda_bn_workspace_floats(rows: int, channels: int) -> int: ...
+def cuda_bn_moments(
+    device: int,
+    stream: int,
+    rows: int,
+    channels: int,
+    storage: int,
+    x: int,
+    x_stride: int,
+    workspace: int,
+    moments: int,
+) -> None: ...
+def cuda_bn_update(
+    device: int,
+    stream: int,
+    rows: int,
+    channels: int,
+    moments: int,
+    share: float,
+    running_mean: int,
+    running_var: int,
+) -> None: ...
+
+class CudaBnAct:
+    def __init__(
+        self,
+        rows: int,
+        channels: int,
+        storage: int,
+        activation: int,
+        residual: bool,
+        moments: int,
+        weight: int,
+        bias: int,
+        eps: float,
+    ) -> None: ...
+    def forward(
+        self, device: int, stream: int, x: int, x_stride: int, residual: int, residual_stride: int, y: int
+    ) -> None: ...
+    def backward(
+        self,
+        device: int,
+        stream: int,
+        batch_statistics: bool,
+        grad: int,
+        grad_stride: int,
+        x: int,
+        x_stride: int,
+        residual: int,
+        residual_stride: int,
+        workspace: int,
+        grad_x: int,
+        grad_residual: int,
+        grad_weight: int,
+        grad_bias: int,
+    ) -> None: ...
+    def affine(self, device: int, stream: int, scale_shift: int) -> None: ...
+    def through_moments(
+        self,
+        device: int,
+        stream: int,
+        batch_statistics: bool,
+        x: int,
+        x_stride: int,
+        grad_scale_shift: int,
+        workspace: int,
+        grad: int,
+        grad_weight: int,
+        grad_bias: int,
+    ) -> None: ...
+
+class CudaSqueezeExcite:
+    def __init__(
+        self, images: int, pixels: int, channels: int, storage: int, prologue: int, scale: int, shift: int
+    ) -> None: ...
+    def workspace_floats(self) -> int: ...
+    def squeeze(self, device: int, stream: int, x: int, x_stride: int, workspace: int, means: int) -> None: ...
+    def excite(self, device: int, stream: int, x: int, x_stride: int, gates: int, y: int) -> None: ...
+    def excite_backward(
+        self,
+        device: int,
+        stream: int,
+        grad: int,
+        grad_stride: int,
+        x: int,
+        x_stride: int,
+        workspace: int,
+        grad_gates: int,
+    ) -> None: ...
+    def squeeze_backward(
+        self,
+        device: int,
+        stream: int,
+        grad: int,
+        grad_stride: int,
+        x: int,
+        x_stride: int,
+        gates: int,
+        grad_means: int,
+        workspace: int,
+        grad_x: int,
+        grad_scale: int,
+        grad_shift: int,
+    ) -> None: ...

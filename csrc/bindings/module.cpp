@@ -51,5 +51,6 @@ PYBIND11_MODULE(_core, m) {
   greedynas::bindings::bind_shuffle(m);
 #ifdef GREEDYNAS_HAS_CUDA
   greedynas::bindings::bind_cuda(m);
+  greedynas::bindings::bind_cuda_blocks(m);
 #endif
 }

@@ -110,6 +110,16 @@ __device__ __forceinline__ void wait_for_copies() {
 #endif
 }
 
+// 0, which the compiler does not know: an address that it is added to is not computed ahead of a loop, nor is what lies
+// there kept in registers over all of it.
+__device__ __forceinline__ int opaque_zero() {
+  int zero = 0;
+#ifndef GREEDYNAS_EMULATE_CUDA
+  asm volatile("" : "+r"(zero));
+#endif
+  return zero;
+}
+
 // Whether a kernel of a loop that runs ahead has nothing left to do: `stop` is null or a flag in device memory that an
 // earlier kernel of the same stream has set.
 __device__ __forceinline__ bool is_stopped(const int* stop) { return stop != nullptr && *stop != 0; }

@@ -11,6 +11,12 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 # All but csrc / paths / cuda / sort.cu : its kernels are CUB's, and it takes longer than the rest.
 SOURCES = [
+    "csrc/blocks/cuda/mixconv_backward.cu",
+    "csrc/blocks/cuda/mixconv_forward.cu",
+    "csrc/blocks/cuda/squeeze_excite.cu",
+    "csrc/blocks/cuda/bn_act.cu",
+    "csrc/blocks/cuda/bn_moments.cu",
+    "csrc/blocks/cuda/mixconv.cu",
     "csrc/filter/cuda/bf16.cu",
     "csrc/filter/cuda/float32.cu",
     "csrc/filter/cuda/head.cu",

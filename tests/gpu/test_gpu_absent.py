@@ -7,6 +7,7 @@ import torch
 from greedynas_fast import _core, _cuda
 from greedynas_fast.errors import InputError
 from greedynas_fast.filter.cuda_backend import CudaBackend, CudaEngineBackend
+from greedynas_fast.ops import cuda_kernels
 from greedynas_fast.paths import cuda as paths_cuda
 
 
@@ -40,3 +41,15 @@ def test_cpu_devices_are_refused() -> None:
         CudaBackend((3,), 16, "bf16", "cpu")
     with pytest.raises(InputError, match="device must be a CUDA device, got cpu"):
         paths_cuda.sort_keys(torch.zeros(1, 2, dtype=torch.int64))
+
+
+def test_the_operators_of_the_fused_layers_are_registered() -> None:
+    has_kernel = torch._C._dispatch_has_kernel_for_dispatch_key
+    for name in ("mixconv", "mixconv_backward", "bn_act_training", "bn_act_backward", "squeeze_excite", "excite"):
+        assert has_kernel(f"greedynas::{name}", "CUDA"), name
+
+
+def test_the_operators_refuse_other_devices() -> None:
+    x = torch.zeros(1, 3, 2, 2)
+    with pytest.raises(InputError, match="device must be a CUDA device, got cpu"):
+        cuda_kernels._moments(x)

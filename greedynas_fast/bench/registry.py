@@ -58,8 +58,11 @@ def measure(names: Sequence[str] = (), quick: bool = False) -> dict[str, Any]:
 
 def _measure_here(names: Sequence[str], quick: bool) -> dict[str, Any]:
     """Run measurements in this process."""
+    from greedynas_fast.runtime import keep_freed_memory
+
     from . import timing
 
+    keep_freed_memory()  # or page faults of torch's allocations, not its kernels, would be what is measured
     isa = timing.core_isa()
     budget: Budget = timing.QUICK if quick else timing.FULL
     before = timing.calibrate()

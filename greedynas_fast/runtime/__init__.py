@@ -13,6 +13,7 @@ from greedynas_fast.runtime.device import resolve_device
 from greedynas_fast.runtime.folder import RunFolder, read_json, write_json
 from greedynas_fast.runtime.interrupt import Interrupt
 from greedynas_fast.runtime.lines import LineLog
+from greedynas_fast.runtime.memory import keep_freed_memory
 from greedynas_fast.runtime.metrics import MetricsLog, read_rows
 from greedynas_fast.runtime.progress import Progress
 from greedynas_fast.runtime.stopwatch import Stopwatch
@@ -27,6 +28,7 @@ __all__ = [
     "Stopwatch",
     "atomic_write",
     "generator",
+    "keep_freed_memory",
     "make_deterministic",
     "read_json",
     "read_rows",

@@ -21,6 +21,7 @@ from greedynas_fast.runtime import (
     MetricsLog,
     Progress,
     RunFolder,
+    keep_freed_memory,
     make_deterministic,
     read_json,
     read_rows,
@@ -59,6 +60,8 @@ class StageContext:
         self._said: set[str] = set()
         self.device = resolve_device(config.device)
         set_threads(config.threads)
+        if self.device.type == "cpu":
+            keep_freed_memory()
         make_deterministic()
 
     @cached_property

@@ -14,29 +14,25 @@ from torch.utils.flop_counter import register_flop_formula
 
 from greedynas_fast import _core
 
-from .library import LIBRARY
+from .library import define, fake, implement
 from .rows import rows_of, threads
 
 ACTIVATIONS = {"identity": 0, "relu": 1, "hard_swish": 2, "silu": 3}
 
 _LAYER = "Tensor? weight, Tensor? bias, Tensor? residual, float eps, str activation"
-LIBRARY.define("bn_moments(Tensor x) -> Tensor")  # type: ignore[no-untyped-call]
-LIBRARY.define(  # type: ignore[no-untyped-call]
-    "bn_update_(Tensor(a!) running_mean, Tensor(b!) running_var, Tensor moments, int rows, float share) -> ()"
-)
-LIBRARY.define(f"bn_act_training(Tensor x, {_LAYER}) -> (Tensor, Tensor)")  # type: ignore[no-untyped-call]
-LIBRARY.define(f"bn_act_forward(Tensor x, Tensor moments, {_LAYER}) -> Tensor")  # type: ignore[no-untyped-call]
-LIBRARY.define(  # type: ignore[no-untyped-call]
+define("bn_moments(Tensor x) -> Tensor")
+define("bn_update_(Tensor(a!) running_mean, Tensor(b!) running_var, Tensor moments, int rows, float share) -> ()")
+define(f"bn_act_training(Tensor x, {_LAYER}) -> (Tensor, Tensor)")
+define(f"bn_act_forward(Tensor x, Tensor moments, {_LAYER}) -> Tensor")
+define(
     f"bn_act_backward(Tensor grad, Tensor x, Tensor moments, {_LAYER}, bool batch_statistics, bool[4] needed) "
     "-> (Tensor, Tensor, Tensor, Tensor)"
 )
 # Scale and shift [2, C] of the same normalisation as one multiplication and one addition.
-LIBRARY.define(  # type: ignore[no-untyped-call]
-    "bn_affine(Tensor moments, Tensor weight, Tensor bias, float eps) -> Tensor"
-)
+define("bn_affine(Tensor moments, Tensor weight, Tensor bias, float eps) -> Tensor")
 # What reaches x through its moments is added to grad, which an operation has computed that applies scale and shift on
 # load and takes them for constants, unless they are constants; gives the gradients of weight and bias.
-LIBRARY.define(  # type: ignore[no-untyped-call]
+define(
     "bn_through_moments_(Tensor(a!) grad, Tensor x, Tensor moments, Tensor weight, Tensor bias, "
     "Tensor grad_scale_shift, float eps, bool batch_statistics) -> (Tensor, Tensor)"
 )
@@ -261,43 +257,43 @@ for _name, _function in (
     ("bn_affine", _affine),
     ("bn_through_moments_", _through_moments),
 ):
-    LIBRARY.impl(_name, _function, "CPU")  # type: ignore[no-untyped-call]
+    implement(_name, _function)
 
 
-@torch.library.register_fake("greedynas::bn_moments", lib=LIBRARY)  # type: ignore[untyped-decorator]
+@fake("bn_moments")
 def _(x: Tensor) -> Tensor:
     return x.new_empty((2, x.shape[1]), dtype=torch.float32)
 
 
-@torch.library.register_fake("greedynas::bn_update_", lib=LIBRARY)  # type: ignore[untyped-decorator]
+@fake("bn_update_")
 def _(*arguments: Any) -> None:
     return None
 
 
-@torch.library.register_fake("greedynas::bn_act_training", lib=LIBRARY)  # type: ignore[untyped-decorator]
+@fake("bn_act_training")
 def _(x: Tensor, *layer: Any) -> tuple[Tensor, Tensor]:
     moments = x.new_empty((2, x.shape[1]), dtype=torch.float32)
     return torch.empty_like(x, memory_format=torch.channels_last), moments
 
 
-@torch.library.register_fake("greedynas::bn_act_forward", lib=LIBRARY)  # type: ignore[untyped-decorator]
+@fake("bn_act_forward")
 def _(x: Tensor, moments: Tensor, *layer: Any) -> Tensor:
     return torch.empty_like(x, memory_format=torch.channels_last)
 
 
-@torch.library.register_fake("greedynas::bn_act_backward", lib=LIBRARY)  # type: ignore[untyped-decorator]
+@fake("bn_act_backward")
 def _(
     grad: Tensor, x: Tensor, moments: Tensor, weight: Tensor | None, bias: Tensor | None, *rest: Any
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return _as_parameters(_outputs(x, rest[-1]), weight, bias)
 
 
-@torch.library.register_fake("greedynas::bn_affine", lib=LIBRARY)  # type: ignore[untyped-decorator]
+@fake("bn_affine")
 def _(moments: Tensor, *rest: Any) -> Tensor:
     return torch.empty_like(moments)
 
 
-@torch.library.register_fake("greedynas::bn_through_moments_", lib=LIBRARY)  # type: ignore[untyped-decorator]
+@fake("bn_through_moments_")
 def _(grad: Tensor, x: Tensor, moments: Tensor, weight: Tensor, bias: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
     return weight.new_empty(weight.shape), bias.new_empty(bias.shape)
 

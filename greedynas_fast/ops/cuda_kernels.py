@@ -18,7 +18,7 @@ from greedynas_fast._cuda import index_of, memory, require_device, stream_of
 from greedynas_fast.errors import InputError, call
 
 from . import bn_core as bn
-from .library import LIBRARY
+from .library import implement
 from .mixconv import _CODES as mixconv_CODES
 from .mixconv import _NO_TENSOR, _new_grads, _new_outputs, _place
 from .mixconv import _ready as mixconv_ready
@@ -374,4 +374,4 @@ for _name, _function in (
     ("squeeze_excite_backward", _squeeze_excite_backward),
     ("excite", _excite),
 ):
-    LIBRARY.impl(_name, _function, "CUDA")  # type: ignore[no-untyped-call]
+    implement(_name, _function, "CUDA")

@@ -3,13 +3,34 @@
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any, TypeVar
 
 import torch
 
 from greedynas_fast import _core
 
-LIBRARY = torch.library.Library("greedynas", "DEF")  # type: ignore[no-untyped-call]
+_Function = TypeVar("_Function", bound=Callable[..., Any])
+
+_LIBRARY = torch.library.Library("greedynas", "DEF")  # type: ignore[no-untyped-call]
+
+
+# torch.library without types, in one place.
+def define(schema: str) -> None:
+    """Define the operator `greedynas::<schema>`."""
+    _LIBRARY.define(schema)  # type: ignore[no-untyped-call]
+
+
+def implement(name: str, function: Callable[..., Any], key: str = "CPU") -> None:
+    """Let `function` run the operator for a dispatch key."""
+    _LIBRARY.impl(name, function, key)  # type: ignore[no-untyped-call]
+
+
+def fake(name: str) -> Callable[[_Function], _Function]:
+    """A decorator: the function gives the operator's outputs without values, for tracing."""
+    decorator: Callable[[_Function], _Function] = torch.library.register_fake(f"greedynas::{name}", lib=_LIBRARY)
+    return decorator
 
 
 def _join_torchs_team() -> None:
@@ -17,10 +38,9 @@ def _join_torchs_team() -> None:
 
     Threads of their own would wait for cores on which OpenMP's go on spinning: see csrc/cpu/team.h.
     """
-    name = "libtorch_cpu.so"
     try:
         # A symbol of a library is looked for in those that it needs too: in the runtime that torch itself uses.
-        runtime = ctypes.CDLL(str(Path(torch.__file__).parent / "lib" / name))
+        runtime = ctypes.CDLL(str(Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"))
         runner = ctypes.cast(runtime.GOMP_parallel, ctypes.c_void_p).value
     except (OSError, AttributeError):  # another system, or a torch with other threads
         return

@@ -18,7 +18,7 @@ from greedynas_fast.errors import InputError
 from greedynas_fast.reference import mixconv as reference
 from greedynas_fast.reference.bn_act import ACTIVATIONS
 
-from .library import LIBRARY
+from .library import define, fake, implement
 from .rows import autocast, backend
 from .rows import threads as num_threads
 
@@ -204,12 +204,12 @@ class _Mixconv(torch.autograd.Function):
         )
 
 
-LIBRARY.define(  # type: ignore[no-untyped-call]
+define(
     "mixconv(Tensor x, Tensor[] weights, int[] kernel_sizes, int stride, Tensor? scale, Tensor? shift, "
     "str activation, bool want_stats) -> (Tensor, Tensor)"
 )
 # wants: gradients of x, of the weights, of scale and shift; one that is not wanted is an empty tensor or list.
-LIBRARY.define(  # type: ignore[no-untyped-call]
+define(
     "mixconv_backward(Tensor grad, Tensor? stats_grad, Tensor? y, Tensor x, Tensor[] weights, int[] kernel_sizes, "
     "int stride, Tensor? scale, Tensor? shift, str activation, bool[] wants) -> (Tensor, Tensor[], Tensor)"
 )
@@ -320,11 +320,11 @@ def _backward_cpu(
     return x_grad, weight_grads, norm_grad
 
 
-LIBRARY.impl("mixconv", _forward_cpu, "CPU")  # type: ignore[no-untyped-call]
-LIBRARY.impl("mixconv_backward", _backward_cpu, "CPU")  # type: ignore[no-untyped-call]
+implement("mixconv", _forward_cpu)
+implement("mixconv_backward", _backward_cpu)
 
 
-@torch.library.register_fake("greedynas::mixconv", lib=LIBRARY)  # type: ignore[untyped-decorator]
+@fake("mixconv")
 def _forward_fake(
     x: _Tensor,
     weights: Sequence[_Tensor],
@@ -338,7 +338,7 @@ def _forward_fake(
     return _new_outputs(x, stride, want_stats)
 
 
-@torch.library.register_fake("greedynas::mixconv_backward", lib=LIBRARY)  # type: ignore[untyped-decorator]
+@fake("mixconv_backward")
 def _backward_fake(
     grad: _Tensor,
     stats_grad: _Tensor | None,

@@ -19,13 +19,13 @@ from greedynas_fast.errors import InputError
 from greedynas_fast.reference import shuffle as reference
 from greedynas_fast.reference.shuffle import channel_shuffle
 
-from .library import LIBRARY
+from .library import define, fake, implement
 from .rows import backend, rows_of, threads
 
 __all__ = ["backend", "channel_shuffle", "shuffle_concat", "shuffle_split"]
 
-LIBRARY.define("shuffle_split(Tensor x) -> (Tensor, Tensor)")  # type: ignore[no-untyped-call]
-LIBRARY.define("shuffle_merge(Tensor kept, Tensor moved) -> Tensor")  # type: ignore[no-untyped-call]
+define("shuffle_split(Tensor x) -> (Tensor, Tensor)")
+define("shuffle_merge(Tensor kept, Tensor moved) -> Tensor")
 split_op = torch.ops.greedynas.shuffle_split.default
 merge_op = torch.ops.greedynas.shuffle_merge.default
 
@@ -140,16 +140,16 @@ def _merge_cpu(kept: Tensor, moved: Tensor) -> Tensor:
     return x
 
 
-LIBRARY.impl("shuffle_split", _split_cpu, "CPU")  # type: ignore[no-untyped-call]
-LIBRARY.impl("shuffle_merge", _merge_cpu, "CPU")  # type: ignore[no-untyped-call]
+implement("shuffle_split", _split_cpu)
+implement("shuffle_merge", _merge_cpu)
 
 
-@torch.library.register_fake("greedynas::shuffle_split", lib=LIBRARY)  # type: ignore[untyped-decorator]
+@fake("shuffle_split")
 def _split_fake(x: Tensor) -> tuple[Tensor, Tensor]:
     return _new(x, x.shape[1] // 2), _new(x, x.shape[1] // 2)
 
 
-@torch.library.register_fake("greedynas::shuffle_merge", lib=LIBRARY)  # type: ignore[untyped-decorator]
+@fake("shuffle_merge")
 def _merge_fake(kept: Tensor, moved: Tensor) -> Tensor:
     return _new(kept, 2 * kept.shape[1])
 

@@ -20,7 +20,7 @@ from greedynas_fast.errors import InputError
 from greedynas_fast.reference import squeeze_excite as reference
 from greedynas_fast.reference.bn_act import ACTIVATIONS
 
-from .library import LIBRARY
+from .library import define, fake, implement
 from .rows import backend, rows_of, threads
 
 __all__ = ["backend", "squeeze_excite"]
@@ -33,17 +33,13 @@ _LAYER = (
     "Tensor reduce_weight, Tensor reduce_bias, Tensor expand_weight, Tensor expand_bias, Tensor? scale, Tensor? shift, "
     "str activation, str gate, str prologue"
 )
-LIBRARY.define(  # type: ignore[no-untyped-call]
-    f"squeeze_excite(Tensor x, {_LAYER}) -> (Tensor, Tensor, Tensor, Tensor)"
-)
-LIBRARY.define(  # type: ignore[no-untyped-call]
+define(f"squeeze_excite(Tensor x, {_LAYER}) -> (Tensor, Tensor, Tensor, Tensor)")
+define(
     f"squeeze_excite_backward(Tensor grad, Tensor x, Tensor means, Tensor hidden, Tensor logits, {_LAYER}) -> "
     "(Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)"
 )
 # The last step of the forward pass again.
-LIBRARY.define(  # type: ignore[no-untyped-call]
-    "excite(Tensor x, Tensor logits, Tensor? scale, Tensor? shift, str gate, str prologue) -> Tensor"
-)
+define("excite(Tensor x, Tensor logits, Tensor? scale, Tensor? shift, str gate, str prologue) -> Tensor")
 forward_op = torch.ops.greedynas.squeeze_excite.default
 backward_op = torch.ops.greedynas.squeeze_excite_backward.default
 excite_op = torch.ops.greedynas.excite.default
@@ -256,23 +252,23 @@ def _outputs_of_products(x: Tensor, reduce_weight: Tensor) -> tuple[Tensor, Tens
     return hidden, x.new_empty((n, channels), dtype=torch.float32)
 
 
-LIBRARY.impl("squeeze_excite", _forward, "CPU")  # type: ignore[no-untyped-call]
-LIBRARY.impl("squeeze_excite_backward", _backward, "CPU")  # type: ignore[no-untyped-call]
-LIBRARY.impl("excite", _excite, "CPU")  # type: ignore[no-untyped-call]
+implement("squeeze_excite", _forward)
+implement("squeeze_excite_backward", _backward)
+implement("excite", _excite)
 
 
-@torch.library.register_fake("greedynas::excite", lib=LIBRARY)  # type: ignore[untyped-decorator]
+@fake("excite")
 def _(x: Tensor, *rest: Any) -> Tensor:
     return torch.empty_like(x, memory_format=torch.channels_last)
 
 
-@torch.library.register_fake("greedynas::squeeze_excite", lib=LIBRARY)  # type: ignore[untyped-decorator]
+@fake("squeeze_excite")
 def _(x: Tensor, reduce_weight: Tensor, *layer: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     y = torch.empty_like(x, memory_format=torch.channels_last)
     return y, x.new_empty(x.shape[:2], dtype=torch.float32), *_outputs_of_products(x, reduce_weight)
 
 
-@torch.library.register_fake("greedynas::squeeze_excite_backward", lib=LIBRARY)  # type: ignore[untyped-decorator]
+@fake("squeeze_excite_backward")
 def _(grad: Tensor, x: Tensor, means: Tensor, hidden: Tensor, logits: Tensor, *layer: Any) -> tuple[Tensor, ...]:
     def like(parameter: Tensor | None) -> Tensor:
         return x.new_empty(0, dtype=torch.float32) if parameter is None else parameter.new_empty(parameter.shape)

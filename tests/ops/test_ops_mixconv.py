@@ -279,3 +279,14 @@ def test_bad_input() -> None:
     assert "got 'gelu'" in message(x, [first, second], (3, 5), norm_act=(ones, ones, "gelu"))
     assert "shift must be floating point [8]" in message(x, [first, second], (3, 5), norm_act=(ones, ones[:3], "relu"))
     assert "weight 0 is on meta" in message(x, [first.to("meta"), second], (3, 5))
+
+
+def test_slope_of_hard_swish_at_its_corners() -> None:
+    """As torch and batch norm have it: 0 up to -3, 1 from 3 on."""
+    x = torch.tensor([-3.0, 3.0]).view(1, 1, 1, 2).expand(1, 8, 1, 2).clone().requires_grad_()
+    norm = (torch.ones(8), torch.zeros(8), "hard_swish")
+    result = mixconv(x, [torch.ones(8, 1, 1, 1)], (1,), 1, norm)
+    assert isinstance(result, torch.Tensor)
+    result.sum().backward()
+    assert x.grad is not None
+    assert torch.equal(x.grad[0, :, 0], torch.tensor([0.0, 1.0]).expand(8, 2))

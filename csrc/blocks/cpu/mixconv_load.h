@@ -75,7 +75,7 @@ GREEDYNAS_VEC_INLINE V activation_slope(V z) {
   if constexpr (kActivation == MixconvActivation::relu) return where_greater(z, zero, one, zero);
   if constexpr (kActivation == MixconvActivation::hard_swish) {
     const V middle = fma(z, V::set(1.0F / 3.0F), V::set(0.5F));
-    return where_greater(z, V::set(-3.0F), where_greater(z, V::set(3.0F), one, middle), zero);
+    return where_greater(z, V::set(-3.0F), where_greater(V::set(3.0F), z, middle, one), zero);
   }
   if constexpr (kActivation == MixconvActivation::silu) return silu_slope(z);
   return one;

@@ -6,7 +6,7 @@ Importing this registers them. Tensors of x's kind are float32, bf16 or fp16; wo
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -360,6 +360,17 @@ def _excite(x: Tensor, logits: Tensor, scale: Tensor | None, shift: Tensor | Non
     return y
 
 
+def _where_possible(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function, after a clear error where its first tensor's device, or this build, cannot run the kernels."""
+
+    @functools.wraps(function)
+    def checked(x: Tensor, *rest: Any) -> Any:
+        _require(x.device)
+        return function(x, *rest)
+
+    return checked
+
+
 for _name, _function in (
     ("mixconv", _mixconv),
     ("mixconv_backward", _mixconv_backward),
@@ -374,4 +385,4 @@ for _name, _function in (
     ("squeeze_excite_backward", _squeeze_excite_backward),
     ("excite", _excite),
 ):
-    implement(_name, _function, "CUDA")
+    implement(_name, _where_possible(_function), "CUDA")

@@ -150,6 +150,19 @@ class BnAct:
         grad_bias: int,
     ) -> None: ...
     def affine(self, scale_shift: int) -> None: ...
+    def backward_with(
+        self,
+        known: int,
+        scaled: bool,
+        grad: int,
+        grad_stride: int,
+        x: int,
+        x_stride: int,
+        workspace: int,
+        grad_x: int,
+    ) -> None: ...
+    def statistics_gradient(self, known: int, sum_square: int) -> None: ...
+    def known_from_affine(self, grad_scale_shift: int, known: int) -> None: ...
     def through_moments(
         self,
         batch_statistics: bool,
@@ -161,6 +174,66 @@ class BnAct:
         grad_weight: int,
         grad_bias: int,
     ) -> None: ...
+
+class Pointwise:
+    def __init__(
+        self,
+        rows: int,
+        in_channels: int,
+        out_channels: int,
+        x: int,
+        x_stride: int,
+        prologue: int,
+        scale_shift: int,
+        gates: int,
+        pixels: int,
+        weight: int,
+        threads: int,
+    ) -> None: ...
+    def workspace_floats(self) -> int: ...
+    def forward(self, workspace: int, y: int, moments: int) -> None: ...
+    def backward(
+        self,
+        grad: int,
+        grad_stride: int,
+        y: int,
+        moments: int,
+        norm_weight: int,
+        eps: float,
+        norm_grads: int,
+        scaled: bool,
+        add: int,
+        add_stride: int,
+        workspace: int,
+        grad_x: int,
+        grad_scale_shift: int,
+        grad_weight: int,
+    ) -> None: ...
+
+def expanded_moments_floats(rows: int, in_channels: int, out_channels: int) -> int: ...
+def expanded_moments(
+    rows: int,
+    in_channels: int,
+    out_channels: int,
+    x: int,
+    x_stride: int,
+    weight: int,
+    workspace: int,
+    moments: int,
+    threads: int,
+) -> None: ...
+def expand_depthwise_floats(call: MixconvCall, in_channels: int) -> int: ...
+def expand_depthwise(
+    call: MixconvCall,
+    in_channels: int,
+    x: int,
+    x_stride: int,
+    weight: int,
+    workspace: int,
+    y: int,
+    moments: int,
+    threads: int,
+) -> None: ...
 
 class SqueezeExcite:
     def __init__(
@@ -186,6 +259,23 @@ class SqueezeExcite:
         grad_shift: int,
     ) -> None: ...
 
+def sgd_update(
+    blocks: int,
+    count: int,
+    parameters: int,
+    gradients: int,
+    momentum_buffer: int,
+    ema: int,
+    lr: float,
+    momentum: float,
+    weight_decay: float,
+    ema_decay: float,
+    gradient_scale: float,
+    nesterov: bool,
+    zero_gradients: bool,
+    threads: int,
+) -> None: ...
+def sum_of_squares(blocks: int, count: int, gradients: int, threads: int) -> float: ...
 def shuffle_split(
     rows: int, half: int, element_bytes: int, x: int, x_stride: int, kept: int, moved: int, threads: int
 ) -> None: ...

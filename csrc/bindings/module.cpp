@@ -45,9 +45,12 @@ PYBIND11_MODULE(_core, m) {
   m.def("use_team", [](std::uintptr_t runner) { cpu::use_team(reinterpret_cast<cpu::TeamRunner>(runner)); });
   m.def("has_team", &cpu::has_team);
   greedynas::bindings::bind_blocks(m);
+  greedynas::bindings::bind_expand_depthwise(m);
   greedynas::bindings::bind_filter(m);
   greedynas::bindings::bind_norm(m);
+  greedynas::bindings::bind_optim(m);
   greedynas::bindings::bind_paths(m);
+  greedynas::bindings::bind_pointwise(m);
   greedynas::bindings::bind_shuffle(m);
 #ifdef GREEDYNAS_HAS_CUDA
   greedynas::bindings::bind_cuda(m);

@@ -56,6 +56,13 @@ struct Gradients {
   float *weight, *bias;
 };
 
+// Gradients of the parameters of a batch norm that is followed by no activation, as they are known before the gradient
+// of its input x is made: [channels] each, nullptr if the moments are constants.
+struct KnownGradients {
+  const float *weight, *bias;
+  bool scaled;  // the gradient of the result has been multiplied by the norm's scale already
+};
+
 // Floats that each of the functions below needs as `workspace`.
 std::int64_t workspace_floats(const Shape& shape);
 
@@ -83,5 +90,18 @@ void forward(const BnAct& layer, Input x, const Channels& channels, Input residu
 // the gradient goes through them too; otherwise they are constants.
 void backward(const BnAct& layer, bool batch_statistics, Input grad, Input x, const Channels& channels, Input residual,
               float* workspace, const Gradients& gradients);
+
+// The gradient of x from that of the result of such a batch norm; grad_x: [rows, channels] without gaps.
+void backward_with(const Shape& shape, Input grad, Input x, const Channels& channels, const KnownGradients& known,
+                   int threads, float* workspace, void* grad_x);
+
+// That gradient as grad * scale + sum + 2 * x * square, for layers that add the gradients of statistics of x: their sum
+// and sum of squares; [channels] each. `known.weight` is not nullptr.
+void statistics_gradient(std::int64_t rows, int num_channels, const Channels& channels, const KnownGradients& known,
+                         float* sum, float* square);
+
+// The known gradients of weight and bias where a layer has computed those of the affine form.
+void known_from_affine(int num_channels, const Channels& channels, const float* grad_scale, const float* grad_shift,
+                       float* grad_weight, float* grad_bias);
 
 }  // namespace greedynas::norm

@@ -21,6 +21,11 @@ struct VecAvx2 {
     __asm__("" : "+x"(result.v));
     return result;
   }
+  GREEDYNAS_VEC_INLINE static VecAvx2 broadcast_to_register(const float* p) {
+    VecAvx2 result = broadcast(p);
+    __asm__("" : "+x"(result.v));
+    return result;
+  }
   GREEDYNAS_VEC_INLINE void store(float* p) const { _mm256_storeu_ps(p, v); }
 
   GREEDYNAS_VEC_INLINE friend VecAvx2 operator+(VecAvx2 a, VecAvx2 b) { return {_mm256_add_ps(a.v, b.v)}; }

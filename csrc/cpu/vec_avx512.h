@@ -24,6 +24,11 @@ struct VecAvx512 {
     __asm__("" : "+v"(result.v));
     return result;
   }
+  GREEDYNAS_VEC_INLINE static VecAvx512 broadcast_to_register(const float* p) {
+    VecAvx512 result = broadcast(p);
+    __asm__("" : "+v"(result.v));
+    return result;
+  }
   GREEDYNAS_VEC_INLINE void store(float* p) const { _mm512_storeu_ps(p, v); }
 
   GREEDYNAS_VEC_INLINE friend VecAvx512 operator+(VecAvx512 a, VecAvx512 b) { return {_mm512_add_ps(a.v, b.v)}; }

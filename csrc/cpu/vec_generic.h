@@ -34,6 +34,7 @@ struct VecGeneric {
   // For a value that several instructions use: otherwise compilers load it anew in each of them, and loads, not
   // multiplications, become the limit.
   GREEDYNAS_VEC_INLINE static VecGeneric load_to_register(const float* p) { return load(p); }
+  GREEDYNAS_VEC_INLINE static VecGeneric broadcast_to_register(const float* p) { return broadcast(p); }
   GREEDYNAS_VEC_INLINE void store(float* p) const { __builtin_memcpy(p, &v, sizeof v); }
 
   GREEDYNAS_VEC_INLINE friend VecGeneric operator+(VecGeneric a, VecGeneric b) { return {a.v + b.v}; }

@@ -36,12 +36,18 @@ define(
     "bn_through_moments_(Tensor(a!) grad, Tensor x, Tensor moments, Tensor weight, Tensor bias, "
     "Tensor grad_scale_shift, float eps, bool batch_statistics) -> (Tensor, Tensor)"
 )
+# Gradients [2, C] of weight and bias from those of scale and shift.
+define("bn_known(Tensor moments, Tensor grad_scale_shift, float eps) -> Tensor")
+# What comes through the moments of x, of so many rows, as gradients [2, C] of its sums and sums of squares.
+define("bn_statistics_gradient(Tensor moments, Tensor weight, Tensor known, float eps, int rows) -> Tensor")
 moments_op = torch.ops.greedynas.bn_moments.default
 update_op = torch.ops.greedynas.bn_update_.default
 training_op = torch.ops.greedynas.bn_act_training.default
 forward_op = torch.ops.greedynas.bn_act_forward.default
 backward_op = torch.ops.greedynas.bn_act_backward.default
 affine_op = torch.ops.greedynas.bn_affine.default
+known_op = torch.ops.greedynas.bn_known.default
+statistics_gradient_op = torch.ops.greedynas.bn_statistics_gradient.default
 through_moments_op = torch.ops.greedynas.bn_through_moments_.default
 
 
@@ -98,7 +104,7 @@ def _normalised(
     if residual is not None:
         residual, _, residual_stride = rows_of(residual)
     weight, bias = _as_float32(weight), _as_float32(bias)
-    layer = _layer(x, rows, moments, weight, bias, residual, eps, activation)
+    layer = make_layer(x, rows, moments, weight, bias, residual, eps, activation)
     workspace = torch.empty(_core.bn_workspace_floats(rows, x.shape[1]), dtype=torch.float32)
     layer.forward(
         batch_statistics,
@@ -136,7 +142,7 @@ def _backward(
     if residual is not None:
         residual, _, residual_stride = rows_of(residual)
     weight32, bias32 = _as_float32(weight), _as_float32(bias)
-    layer = _layer(x, rows, moments, weight32, bias32, residual, eps, activation)
+    layer = make_layer(x, rows, moments, weight32, bias32, residual, eps, activation)
     workspace = torch.empty(_core.bn_workspace_floats(rows, x.shape[1]), dtype=torch.float32)
     grad_x, grad_weight, grad_bias, grad_residual = outputs
     layer.backward(
@@ -158,12 +164,28 @@ def _backward(
 
 def _affine(moments: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
     scale_shift = torch.empty_like(moments)
-    weight, bias = _ready(weight), _ready(bias)
-    layer = _core.BnAct(
-        1, moments.shape[1], False, 0, False, moments.data_ptr(), weight.data_ptr(), bias.data_ptr(), eps, 1
-    )
-    layer.affine(scale_shift.data_ptr())
+    weight, bias = ready(weight), ready(bias)
+    _channels(moments, weight, bias, eps).affine(scale_shift.data_ptr())
     return scale_shift
+
+
+def _known(moments: Tensor, grad_scale_shift: Tensor, eps: float) -> Tensor:
+    known = torch.empty_like(moments)
+    _channels(moments, None, None, eps).known_from_affine(grad_scale_shift.contiguous().data_ptr(), known.data_ptr())
+    return known
+
+
+def _statistics_gradient(moments: Tensor, weight: Tensor, known: Tensor, eps: float, rows: int) -> Tensor:
+    gradient = torch.empty_like(moments)
+    weight = ready(weight)
+    _channels(moments, weight, None, eps, rows).statistics_gradient(known.data_ptr(), gradient.data_ptr())
+    return gradient
+
+
+def _channels(moments: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, rows: int = 1) -> _core.BnAct:
+    """A layer that is asked for what concerns channels alone; the tensors must outlive it."""
+    addresses = (moments.data_ptr(), _address(weight), _address(bias))
+    return _core.BnAct(rows, moments.shape[1], False, 0, False, *addresses, eps, 1)
 
 
 def _through_moments(
@@ -179,15 +201,16 @@ def _through_moments(
     grad_weight, grad_bias = torch.zeros_like(moments[0]), torch.zeros_like(moments[1])
     if x.numel():
         x, rows, stride = rows_of(x)
-        weight32, bias32 = _ready(weight), _ready(bias)
-        layer = _layer(x, rows, moments, weight32, bias32, None, eps, "identity")
+        weight32, bias32 = ready(weight), ready(bias)
+        layer = make_layer(x, rows, moments, weight32, bias32, None, eps, "identity")
         workspace = torch.empty(_core.bn_workspace_floats(rows, x.shape[1]), dtype=torch.float32)
         addresses = (grad_scale_shift, workspace, grad, grad_weight, grad_bias)
         layer.through_moments(batch_statistics, x.data_ptr(), stride, *(value.data_ptr() for value in addresses))
     return grad_weight.to(weight.dtype), grad_bias.to(bias.dtype)
 
 
-def _ready(value: Tensor) -> Tensor:
+def ready(value: Tensor) -> Tensor:
+    """The values as the core takes them: float32, without gaps."""
     return value if value.dtype is torch.float32 and value.is_contiguous() else value.float().contiguous()
 
 
@@ -215,7 +238,7 @@ def _as_parameters(
     return grad_x, grad_weight, grad_bias, grad_residual
 
 
-def _layer(
+def make_layer(
     x: Tensor,
     rows: int,
     moments: Tensor,
@@ -241,7 +264,7 @@ def _layer(
 
 
 def _as_float32(value: Tensor | None) -> Tensor | None:
-    return None if value is None else _ready(value)
+    return None if value is None else ready(value)
 
 
 def _address(value: Tensor | None) -> int:
@@ -255,6 +278,8 @@ for _name, _function in (
     ("bn_act_forward", _forward),
     ("bn_act_backward", _backward),
     ("bn_affine", _affine),
+    ("bn_known", _known),
+    ("bn_statistics_gradient", _statistics_gradient),
     ("bn_through_moments_", _through_moments),
 ):
     implement(_name, _function)
@@ -289,6 +314,8 @@ def _(
 
 
 @fake("bn_affine")
+@fake("bn_known")
+@fake("bn_statistics_gradient")
 def _(moments: Tensor, *rest: Any) -> Tensor:
     return torch.empty_like(moments)
 
@@ -306,6 +333,8 @@ def _(grad: Tensor, x: Tensor, moments: Tensor, weight: Tensor, bias: Tensor, *r
         torch.ops.greedynas.bn_act_forward,
         torch.ops.greedynas.bn_act_backward,
         torch.ops.greedynas.bn_affine,
+        torch.ops.greedynas.bn_known,
+        torch.ops.greedynas.bn_statistics_gradient,
         torch.ops.greedynas.bn_through_moments_,
     ]
 )

@@ -20,18 +20,18 @@ from greedynas_fast.errors import InputError, call
 from . import bn_core as bn
 from .library import implement
 from .mixconv import _CODES as mixconv_CODES
-from .mixconv import _NO_TENSOR, _new_grads, _new_outputs, _place
+from .mixconv import _NO_TENSOR, _new_grads, _place, new_outputs
 from .mixconv import _ready as mixconv_ready
 from .rows import rows_of
 from .squeeze_excite import (
-    _PROLOGUES,
+    PROLOGUES,
     _activated,
     _backward_of_products,
-    _gates,
     _like,
     _matrix,
     _outputs_of_products,
     _vector,
+    gates_of,
 )
 
 _STORAGES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}  # as blocks::cuda::Storage counts
@@ -95,7 +95,7 @@ def _mixconv(
 ) -> tuple[Tensor, Tensor]:
     x, weights = mixconv_ready(x), [weight.contiguous() for weight in weights]
     scale, shift = (None if value is None else value.contiguous() for value in (scale, shift))
-    y, stats = _new_outputs(x, stride, want_stats)
+    y, stats = new_outputs(x.shape, x, stride, want_stats)
     kernel = _mixconv_call(x, weights, kernel_sizes, stride, activation, scale, shift)
     with _on_device_of(x) as where:
         workspace = memory(call(kernel.workspace_bytes) if want_stats else 0, x.device)
@@ -208,7 +208,7 @@ def _bn_forward(
     residual_stride = 0
     if residual is not None:
         residual, _, residual_stride = rows_of(residual)
-    moments, weight, bias = bn._ready(moments), bn._as_float32(weight), bn._as_float32(bias)
+    moments, weight, bias = bn.ready(moments), bn._as_float32(weight), bn._as_float32(bias)
     layer = _bn_layer(x, rows, moments, weight, bias, residual, eps, activation)
     with _on_device_of(x) as where:
         layer.forward(*where, x.data_ptr(), stride, _address(residual), residual_stride, y.data_ptr())
@@ -237,7 +237,7 @@ def _bn_backward(
     residual_stride = 0
     if residual is not None:
         residual, _, residual_stride = rows_of(residual)
-    moments, weight32, bias32 = bn._ready(moments), bn._as_float32(weight), bn._as_float32(bias)
+    moments, weight32, bias32 = bn.ready(moments), bn._as_float32(weight), bn._as_float32(bias)
     layer = _bn_layer(x, rows, moments, weight32, bias32, residual, eps, activation)
     workspace = _floats(_core.cuda_bn_workspace_floats(rows, x.shape[1]), x)
     grad_x, grad_weight, grad_bias, grad_residual = outputs
@@ -261,7 +261,7 @@ def _bn_backward(
 
 
 def _bn_affine(moments: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
-    moments, weight, bias = bn._ready(moments), bn._ready(weight), bn._ready(bias)
+    moments, weight, bias = bn.ready(moments), bn.ready(weight), bn.ready(bias)
     scale_shift = torch.empty_like(moments)
     layer = _bn_layer(moments, 1, moments, weight, bias, None, eps, "identity")
     with _on_device_of(moments) as where:
@@ -282,10 +282,10 @@ def _bn_through_moments(
     grad_weight, grad_bias = torch.zeros_like(moments[0]), torch.zeros_like(moments[1])
     if x.numel():
         x, rows, stride = rows_of(x)
-        weight32, bias32 = bn._ready(weight), bn._ready(bias)
+        weight32, bias32 = bn.ready(weight), bn.ready(bias)
         layer = _bn_layer(x, rows, moments, weight32, bias32, None, eps, "identity")
         workspace = _floats(_core.cuda_bn_workspace_floats(rows, x.shape[1]), x)
-        addresses = (bn._ready(grad_scale_shift), workspace, grad, grad_weight, grad_bias)
+        addresses = (bn.ready(grad_scale_shift), workspace, grad, grad_weight, grad_bias)
         with _on_device_of(x) as where:
             layer.through_moments(
                 *where, batch_statistics, x.data_ptr(), stride, *(value.data_ptr() for value in addresses)
@@ -296,7 +296,7 @@ def _bn_through_moments(
 def _squeeze_layer(x: Tensor, scale: Tensor | None, shift: Tensor | None, prologue: str) -> _core.CudaSqueezeExcite:
     """What the core needs to know; the tensors must outlive it."""
     n, channels, height, width = x.shape
-    numbers = (n, height * width, channels, _storage(x), _PROLOGUES[prologue])
+    numbers = (n, height * width, channels, _storage(x), PROLOGUES[prologue])
     return _core.CudaSqueezeExcite(*numbers, _address(scale), _address(shift))
 
 
@@ -315,7 +315,7 @@ def _squeeze_excite(x: Tensor, *layer: Any) -> tuple[Tensor, Tensor, Tensor, Ten
         with torch.autocast("cuda", enabled=False):
             hidden = torch.addmm(reduce_bias.float(), means, _matrix(reduce_weight).t())
             logits = torch.addmm(expand_bias.float(), _activated(hidden, activation), _matrix(expand_weight).t())
-        gates = _gates(logits, gate)
+        gates = gates_of(logits, gate)
         core.excite(*where, x.data_ptr(), stride, gates.data_ptr(), y.data_ptr())
     return y, means, hidden, logits
 
@@ -339,7 +339,7 @@ def _squeeze_excite_backward(
     inputs = (grad.data_ptr(), grad_stride, x.data_ptr(), stride)
     with _on_device_of(x) as where:
         core.excite_backward(*where, *inputs, workspace.data_ptr(), grad_gates.data_ptr())
-        gates = _gates(logits, gate)
+        gates = gates_of(logits, gate)
         with torch.autocast("cuda", enabled=False):
             grad_means, gradients = _backward_of_products(
                 grad_gates, gates, means, hidden, logits, parameters, activation, gate
@@ -353,7 +353,7 @@ def _excite(x: Tensor, logits: Tensor, scale: Tensor | None, shift: Tensor | Non
     y = torch.empty_like(x, memory_format=torch.channels_last)
     if x.numel():
         x, _, stride = rows_of(x)
-        scale, shift, gates = _vector(scale), _vector(shift), _gates(logits, gate)
+        scale, shift, gates = _vector(scale), _vector(shift), gates_of(logits, gate)
         core = _squeeze_layer(x, scale, shift, prologue)
         with _on_device_of(x) as where:
             core.excite(*where, x.data_ptr(), stride, gates.data_ptr(), y.data_ptr())

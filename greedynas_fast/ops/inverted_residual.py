@@ -1,8 +1,9 @@
 """A whole inverted residual (https://arxiv.org/abs/1801.04381), with MixConv and squeeze-and-excitation, in one.
 
-Nothing that is normalised or activated is kept: the depthwise convolution normalises and activates its input on load,
-and the backward pass computes again what the projection read. Kept are x, the three raw convolution outputs and numbers
-a channel. The 1x1 convolutions are torch's matrix products.
+Nothing that is normalised, activated or gated is stored, but the result: each convolution does that to its input on
+load, in the backward pass again. Kept are x, the three raw convolution outputs and numbers a channel; where no gradient
+is wanted, the expanded tensor is not written to memory either. Gradients go the same way: what comes through the
+moments of an output is added where its gradient is loaded.
 float32 and bf16 on the CPU run the compiled core, everything else `greedynas_fast.reference.inverted_residual`.
 """
 
@@ -20,13 +21,17 @@ from greedynas_fast.reference import inverted_residual as reference
 from greedynas_fast.reference.bn_act import ACTIVATIONS
 
 from . import bn_core as bn
+from .expand_depthwise import forward_op as expand_depthwise_op
+from .expand_depthwise import moments_op as expanded_moments_op
+from .expand_depthwise import worthwhile
 from .mixconv import backward_op as mixconv_backward_op
 from .mixconv import check as check_mixconv
 from .mixconv import forward_op as mixconv_op
+from .pointwise import backward_op as pointwise_backward_op
+from .pointwise import forward_op as pointwise_op
 from .rows import autocast, backend
 from .squeeze_excite import backward_op as gate_backward_op
-from .squeeze_excite import excite_op
-from .squeeze_excite import forward_op as gate_op
+from .squeeze_excite import gates_of, squeeze_op
 
 __all__ = ["Gate", "Norm", "backend", "inverted_residual"]
 
@@ -117,7 +122,7 @@ def inverted_residual(
     weights, norm2 = depthwise
     weight3, norm3 = project
     weight1, norm1 = (None, Norm(norm2.weight, norm2.bias, 0.0)) if expand is None else expand
-    y, *moments = _InvertedResidual.apply(
+    arguments = (
         x.contiguous(memory_format=torch.channels_last),
         _Options(
             stride,
@@ -133,14 +138,58 @@ def inverted_residual(
         *((None, None, None, None) if gate is None else gate[:4]),
         *weights,
     )
-    return y, moments
+    if torch.is_grad_enabled() and any(isinstance(t, Tensor) and t.requires_grad for t in arguments):
+        y, *found = _InvertedResidual.apply(*arguments)
+        return y, found
+    y, found, _ = _compute(*arguments, keep=False)
+    return y, found
+
+
+def _compute(
+    x: Tensor,
+    o: _Options,
+    moments1: Tensor | None,
+    moments2: Tensor | None,
+    moments3: Tensor | None,
+    *parameters: Any,
+    keep: bool,
+) -> tuple[Tensor, list[Tensor], tuple[Tensor | None, ...]]:
+    """The result, its moments, and with `keep` what the backward pass needs; the arguments are `_InvertedResidual`'s.
+
+    In names, z1, z2 and z3 are the raw outputs of the convolutions.
+    """
+    weight1, gamma1, beta1, gamma2, beta2, weight3, gamma3, beta3 = parameters[:8]
+    gate, weights = parameters[8:12], parameters[12:]
+    kernels = _kernel_sizes(weights)
+    z1 = None
+    if weight1 is None:
+        z2, _ = mixconv_op(x, weights, kernels, o.stride, None, None, "none", False)
+    elif not keep and worthwhile(x, weight1):
+        moments1 = expanded_moments_op(x, weight1) if moments1 is None else moments1
+        affine1 = bn.affine_op(moments1, gamma1, beta1, o.eps[0])
+        wanted = moments2 is None
+        z2, found = expand_depthwise_op(x, weight1, affine1, weights, kernels, o.stride, o.activation, wanted)
+        moments2 = found if moments2 is None else moments2
+    else:
+        z1, found = pointwise_op(x, weight1, None, "", None, moments1 is None)
+        moments1 = found if moments1 is None else moments1
+        scale, shift = bn.affine_op(moments1, gamma1, beta1, o.eps[0])
+        z2, _ = mixconv_op(z1, weights, kernels, o.stride, scale, shift, o.activation, False)
+    moments2 = bn.moments_op(z2) if moments2 is None else moments2
+    affine2 = bn.affine_op(moments2, gamma2, beta2, o.eps[1])
+    means = hidden = logits = None
+    if gate[0] is not None:
+        means, hidden, logits = squeeze_op(z2, *gate, *affine2, *o.gate, o.activation)
+    z3, found = pointwise_op(z2, weight3, affine2, o.activation, _gates(logits, o), moments3 is None)
+    moments3 = found if moments3 is None else moments3
+    layer3 = (gamma3, beta3, x if o.residual else None, o.eps[2], "identity")
+    y = bn.forward_op(z3, moments3, *layer3)
+    moments = [m for m in (moments1, moments2, moments3) if m is not None]
+    return y, moments, (x, z1, z2, z3, moments1, moments2, moments3, means, hidden, logits)
 
 
 class _InvertedResidual(torch.autograd.Function):
-    """Arguments: x, options, three moments, twelve parameters (1: expand, 2: depthwise, 3: project), depthwise weights.
-
-    In names, z1, z2 and z3 are the raw outputs of the convolutions, a2 is what the projection reads.
-    """
+    """Arguments: x, options, three moments, twelve parameters (1: expand, 2: depthwise, 3: project), and weights."""
 
     @staticmethod
     def forward(
@@ -152,40 +201,10 @@ class _InvertedResidual(torch.autograd.Function):
         moments3: Tensor | None,
         *parameters: Any,
     ) -> tuple[Tensor, ...]:
-        weight1, gamma1, beta1, gamma2, beta2, weight3, gamma3, beta3 = parameters[:8]
-        gate, weights = parameters[8:12], parameters[12:]
-        kernels = _kernel_sizes(weights)
-        if weight1 is None:
-            z1 = x
-            z2, _ = mixconv_op(x, weights, kernels, o.stride, None, None, "none", False)
-        else:
-            z1 = _product(x, _matrix(weight1).t())
-            moments1 = bn.moments_op(z1) if moments1 is None else moments1
-            scale, shift = bn.affine_op(moments1, gamma1, beta1, o.eps[0])
-            z2, _ = mixconv_op(z1, weights, kernels, o.stride, scale, shift, o.activation, False)
-        means = hidden = logits = None
-        if gate[0] is None:
-            if moments2 is None:
-                a2, moments2 = bn.training_op(z2, gamma2, beta2, None, o.eps[1], o.activation)
-            else:
-                a2 = bn.forward_op(z2, moments2, gamma2, beta2, None, o.eps[1], o.activation)
-        else:
-            moments2 = bn.moments_op(z2) if moments2 is None else moments2
-            scale, shift = bn.affine_op(moments2, gamma2, beta2, o.eps[1])
-            a2, means, hidden, logits = gate_op(z2, *gate, scale, shift, *o.gate, o.activation)
-        z3 = _product(a2, _matrix(weight3).t())
-        layer3 = (gamma3, beta3, x if o.residual else None, o.eps[2], "identity")
-        if moments3 is None:
-            y, moments3 = bn.training_op(z3, *layer3)
-        else:
-            y = bn.forward_op(z3, moments3, *layer3)
-        ctx.save_for_backward(
-            *(x, None if weight1 is None else z1, z2, z3, moments1, moments2, moments3, means, hidden, logits),
-            *parameters,
-        )
+        y, moments, kept = _compute(x, o, moments1, moments2, moments3, *parameters, keep=True)
+        ctx.save_for_backward(*kept, *parameters)
         ctx.options = o
         ctx.set_materialize_grads(False)
-        moments = [m for m in (moments1, moments2, moments3) if m is not None]
         ctx.mark_non_differentiable(*moments)
         return y, *moments
 
@@ -200,47 +219,44 @@ class _InvertedResidual(torch.autograd.Function):
         if grad is None:
             return (None,) * (5 + len(parameters))
         grad = grad.contiguous(memory_format=torch.channels_last)
-        needed = (True, True, True, False)
-        layer3 = (gamma3, beta3, None, o.eps[2], "identity", o.batch_statistics, needed)
-        grad_z3, grad_gamma3, grad_beta3, _ = bn.backward_op(grad, z3, moments3, *layer3)
-        layer2 = (gamma2, beta2, None, o.eps[1], o.activation)
+        layer3 = (gamma3, beta3, None, o.eps[2], "identity", False, (False, True, True, False))
+        _, grad_gamma3, grad_beta3, _ = bn.backward_op(grad, z3, moments3, *layer3)
+        known3 = torch.stack((grad_gamma3, grad_beta3)).float() if o.batch_statistics else None
+        affine2 = bn.affine_op(moments2, gamma2, beta2, o.eps[1])
+        grad_z2, grad_weight3, grad_affine2 = pointwise_backward_op(
+            *(grad, z3, moments3, gamma3, o.eps[2], known3, False),
+            *(z2, weight3, affine2, o.activation, _gates(logits, o), None),
+        )
         grad_gate: Sequence[Tensor | None] = (None,) * 4
-        if gate[0] is None:
-            a2 = bn.forward_op(z2, moments2, *layer2)
-            grad_weight3, grad_a2 = _product_backward(grad_z3, a2, weight3)
-            grad_z2, grad_gamma2, grad_beta2, _ = bn.backward_op(
-                grad_a2, z2, moments2, *layer2, o.batch_statistics, needed
-            )
-        else:
-            scale_shift = bn.affine_op(moments2, gamma2, beta2, o.eps[1])
-            scale, shift = scale_shift
-            a2 = excite_op(z2, logits, scale, shift, o.gate[1], o.activation)
-            grad_weight3, grad_a2 = _product_backward(grad_z3, a2, weight3)
+        if gate[0] is not None:
             grad_z2, *grad_gate, grad_scale, grad_shift = gate_backward_op(
-                grad_a2, z2, means, hidden, logits, *gate, scale, shift, *o.gate, o.activation
+                grad_z2, z2, means, hidden, logits, *gate, *affine2, *o.gate, o.activation
             )
-            grad_scale_shift = torch.stack((grad_scale, grad_shift))
-            grad_gamma2, grad_beta2 = bn.through_moments_op(
-                grad_z2, z2, moments2, gamma2, beta2, grad_scale_shift, o.eps[1], o.batch_statistics
-            )
-        del a2, grad_a2
-        grad_weight1 = grad_gamma1 = grad_beta1 = None
+            grad_affine2 = torch.stack((grad_scale, grad_shift))
+        known2 = bn.known_op(moments2, grad_affine2, o.eps[1])
+        # What comes through the moments of z2 is added where the depthwise convolution reads the gradient.
+        statistics: tuple[Tensor | None, Tensor | None] = (None, None)
+        if o.batch_statistics:
+            rows = z2.numel() // z2.shape[1]
+            statistics = (bn.statistics_gradient_op(moments2, gamma2, known2, o.eps[1], rows), z2)
+        grad_weight1 = known1 = None
         kernels = _kernel_sizes(weights)
-        residual_grad = grad if o.residual else None
+        add = grad if o.residual else None
         if weight1 is None:
             grad_x, grad_weights, _ = mixconv_backward_op(
-                grad_z2, None, None, x, weights, kernels, o.stride, None, None, "none", (True, True, False)
+                grad_z2, *statistics, x, weights, kernels, o.stride, None, None, "none", (True, True, False)
             )
-            grad_x = grad_x if residual_grad is None else grad_x.add_(residual_grad)
+            grad_x = grad_x if add is None else grad_x.add_(add)
         else:
             scale, shift = bn.affine_op(moments1, gamma1, beta1, o.eps[0])
-            grad_z1, grad_weights, grad_scale_shift = mixconv_backward_op(
-                grad_z2, None, None, z1, weights, kernels, o.stride, scale, shift, o.activation, (True, True, True)
+            grad_z1, grad_weights, grad_affine1 = mixconv_backward_op(
+                grad_z2, *statistics, z1, weights, kernels, o.stride, scale, shift, o.activation, (True, True, True)
             )
-            grad_gamma1, grad_beta1 = bn.through_moments_op(
-                grad_z1, z1, moments1, gamma1, beta1, grad_scale_shift, o.eps[0], o.batch_statistics
-            )
-            grad_weight1, grad_x = _product_backward(grad_z1, x, weight1, residual_grad)
+            known1 = bn.known_op(moments1, grad_affine1, o.eps[0])
+            norm1 = (moments1, gamma1, o.eps[0], known1 if o.batch_statistics else None, True)
+            grad_x, grad_weight1, _ = pointwise_backward_op(grad_z1, z1, *norm1, x, weight1, None, "", None, add)
+        grad_gamma1, grad_beta1 = _as_parameters(known1, gamma1, beta1)
+        grad_gamma2, grad_beta2 = _as_parameters(known2, gamma2, beta2)
         return (
             *(grad_x, None, None, None, None),
             *(grad_weight1, grad_gamma1, grad_beta1, grad_gamma2, grad_beta2, grad_weight3, grad_gamma3, grad_beta3),
@@ -253,35 +269,16 @@ def _kernel_sizes(weights: Sequence[Tensor]) -> list[int]:
     return [weight.shape[-1] for weight in weights]
 
 
-def _rows(x: Tensor) -> Tensor:
-    """[N, C, H, W], channels-last -> [N H W, C], the same memory."""
-    return x.permute(0, 2, 3, 1).reshape(-1, x.shape[1])
+def _gates(logits: Tensor | None, o: _Options) -> Tensor | None:
+    return None if logits is None else gates_of(logits, o.gate[1])
 
 
-def _images(rows: Tensor, like: Tensor) -> Tensor:
-    """The inverse of `_rows`: of the batch and size of `like`, with channels of its own."""
-    n, _, height, width = like.shape
-    return rows.view(n, height, width, rows.shape[1]).permute(0, 3, 1, 2)
-
-
-def _matrix(weight: Tensor) -> Tensor:
-    return weight.reshape(weight.shape[0], weight.shape[1])
-
-
-def _product(x: Tensor, matrix: Tensor) -> Tensor:
-    """[N, C_in, H, W] times [C_in, C_out] at every pixel."""
-    return _images(_rows(x) @ matrix, x)
-
-
-def _product_backward(grad: Tensor, x: Tensor, weight: Tensor, add: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """Gradients of the weight and of x of a 1x1 convolution, the latter plus `add`."""
-    rows = _rows(grad)
-    grad_x = rows @ _matrix(weight) if add is None else torch.addmm(_rows(add), rows, _matrix(weight))
-    # The transposed product is faster where the weight is tall: its rows are then the contiguous ones.
-    inputs = _rows(x)
-    tall = weight.shape[0] > weight.shape[1]
-    grad_weight = (inputs.t() @ rows).t().contiguous() if tall else rows.t() @ inputs
-    return grad_weight.view(weight.shape), _images(grad_x, x)
+def _as_parameters(known: Tensor | None, weight: Tensor, bias: Tensor) -> tuple[Tensor | None, Tensor | None]:
+    """Gradients [2, C] as those of a norm's weight and bias."""
+    if known is None:
+        return None, None
+    grad_weight, grad_bias = known.unbind()
+    return grad_weight.to(weight.dtype), grad_bias.to(bias.dtype)
 
 
 def _check(

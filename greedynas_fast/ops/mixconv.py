@@ -217,11 +217,12 @@ forward_op = torch.ops.greedynas.mixconv.default
 backward_op = torch.ops.greedynas.mixconv_backward.default
 
 
-def _new_outputs(x: _Tensor, stride: int, want_stats: bool) -> tuple[_Tensor, _Tensor]:
-    batch, channels, height, width = x.shape
+def new_outputs(shape: Sequence[int], like: _Tensor, stride: int, want_stats: bool) -> tuple[_Tensor, _Tensor]:
+    """Memory for y and statistics of an input of this shape, of the type of `like`."""
+    batch, channels, height, width = shape
     size = (batch, channels, (height - 1) // stride + 1, (width - 1) // stride + 1)
-    y = torch.empty(size, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
-    return y, torch.empty((2, channels if want_stats else 0), dtype=torch.float32, device=x.device)
+    y = torch.empty(size, dtype=like.dtype, device=like.device, memory_format=torch.channels_last)
+    return y, torch.empty((2, channels if want_stats else 0), dtype=torch.float32, device=like.device)
 
 
 def _new_grads(x: _Tensor, weights: Sequence[_Tensor], wants: Sequence[bool]) -> tuple[_Tensor, list[_Tensor], _Tensor]:
@@ -243,7 +244,7 @@ def _address(x: _Tensor | None) -> int:
     return 0 if x is None else x.data_ptr()
 
 
-def _call(
+def make_call(
     x: _Tensor,
     weights: Sequence[_Tensor],
     kernel_sizes: Sequence[int],
@@ -252,6 +253,7 @@ def _call(
     scale: _Tensor | None,
     shift: _Tensor | None,
 ) -> _core.MixconvCall:
+    """What the core needs to know; the tensors must outlive it."""
     return _core.MixconvCall(
         x.dtype == torch.bfloat16,
         weights[0].dtype == torch.bfloat16,
@@ -277,8 +279,8 @@ def _forward_cpu(
 ) -> tuple[_Tensor, _Tensor]:
     x, weights = _ready(x), [weight.contiguous() for weight in weights]
     scale, shift = (None if value is None else value.contiguous() for value in (scale, shift))
-    y, stats = _new_outputs(x, stride, want_stats)
-    call = _call(x, weights, kernel_sizes, stride, activation, scale, shift)
+    y, stats = new_outputs(x.shape, x, stride, want_stats)
+    call = make_call(x, weights, kernel_sizes, stride, activation, scale, shift)
     threads = num_threads()
     workspace = torch.empty(call.workspace_bytes(threads), dtype=torch.uint8)
     call.forward(_place(y), stats.data_ptr() if want_stats else 0, workspace.data_ptr(), threads)
@@ -304,7 +306,7 @@ def _backward_cpu(
     want_x, _, want_norm = wants
     # The gradients of scale and shift are sums over that of x, which is then computed too.
     scratch = _new_grads(x, (), (True, False, False))[0] if want_norm and not want_x else x_grad
-    call = _call(x, weights, kernel_sizes, stride, activation, scale, shift)
+    call = make_call(x, weights, kernel_sizes, stride, activation, scale, shift)
     threads = num_threads()
     workspace = torch.empty(call.workspace_bytes(threads), dtype=torch.uint8)
     call.backward(
@@ -335,7 +337,7 @@ def _forward_fake(
     activation: str,
     want_stats: bool,
 ) -> tuple[_Tensor, _Tensor]:
-    return _new_outputs(x, stride, want_stats)
+    return new_outputs(x.shape, x, stride, want_stats)
 
 
 @fake("mixconv_backward")

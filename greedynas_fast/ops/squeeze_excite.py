@@ -27,7 +27,7 @@ __all__ = ["backend", "squeeze_excite"]
 
 _ACTIVATIONS = ("identity", "relu", "hard_swish", "silu")
 _GATES = ("hard_sigmoid", "sigmoid")
-_PROLOGUES = {"": 0, "identity": 1, "relu": 2, "hard_swish": 3, "silu": 4}  # "": no scale, shift and activation
+PROLOGUES = {"": 0, "identity": 1, "relu": 2, "hard_swish": 3, "silu": 4}  # "": no scale, shift and activation
 
 _LAYER = (
     "Tensor reduce_weight, Tensor reduce_bias, Tensor expand_weight, Tensor expand_bias, Tensor? scale, Tensor? shift, "
@@ -38,10 +38,12 @@ define(
     f"squeeze_excite_backward(Tensor grad, Tensor x, Tensor means, Tensor hidden, Tensor logits, {_LAYER}) -> "
     "(Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)"
 )
-# The last step of the forward pass again.
+# All but the last step of the forward pass, and that step alone.
+define(f"squeeze(Tensor x, {_LAYER}) -> (Tensor, Tensor, Tensor)")
 define("excite(Tensor x, Tensor logits, Tensor? scale, Tensor? shift, str gate, str prologue) -> Tensor")
 forward_op = torch.ops.greedynas.squeeze_excite.default
 backward_op = torch.ops.greedynas.squeeze_excite_backward.default
+squeeze_op = torch.ops.greedynas.squeeze.default
 excite_op = torch.ops.greedynas.excite.default
 
 
@@ -114,23 +116,28 @@ class _SqueezeExcite(torch.autograd.Function):
 
 
 def _forward(x: Tensor, *layer: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The result; for the backward pass means [N, C], and before their activations hidden [N, R] and logits [N, C]."""
-    reduce_weight, reduce_bias, expand_weight, expand_bias, scale, shift, activation, gate, prologue = layer
-    y = torch.empty_like(x, memory_format=torch.channels_last)
+    """The result, and what `_squeeze` gives."""
+    x, _, _ = rows_of(x)
+    means, hidden, logits = _squeeze(x, *layer)
+    scale, shift, _, gate, prologue = layer[4:]
+    return _excite(x, logits, scale, shift, gate, prologue), means, hidden, logits
+
+
+def _squeeze(x: Tensor, *layer: Any) -> tuple[Tensor, Tensor, Tensor]:
+    """Means [N, C], and before their activations hidden [N, R] and logits [N, C]."""
+    reduce_weight, reduce_bias, expand_weight, expand_bias, scale, shift, activation, _, prologue = layer
     means = torch.empty(x.shape[:2], dtype=torch.float32)
     if x.numel() == 0:
-        return y, means, *_outputs_of_products(x, reduce_weight)
+        return means, *_outputs_of_products(x, reduce_weight)
     x, _, stride = rows_of(x)
     scale, shift = _vector(scale), _vector(shift)
-    core = _layer(x, scale, shift, prologue)
+    core = make_layer(x, scale, shift, prologue)
     workspace = torch.empty(core.workspace_floats(), dtype=torch.float32)
     core.squeeze(x.data_ptr(), stride, workspace.data_ptr(), means.data_ptr())
     with torch.autocast("cpu", enabled=False):
         hidden = torch.addmm(reduce_bias.float(), means, _matrix(reduce_weight).t())
         logits = torch.addmm(expand_bias.float(), _activated(hidden, activation), _matrix(expand_weight).t())
-    gates = _gates(logits, gate)
-    core.excite(x.data_ptr(), stride, gates.data_ptr(), y.data_ptr())
-    return y, means, hidden, logits
+    return means, hidden, logits
 
 
 def _backward(
@@ -146,12 +153,12 @@ def _backward(
     x, _, stride = rows_of(x)
     grad, _, grad_stride = rows_of(grad)
     scale32, shift32 = _vector(scale), _vector(shift)
-    core = _layer(x, scale32, shift32, prologue)
+    core = make_layer(x, scale32, shift32, prologue)
     workspace = torch.empty(core.workspace_floats(), dtype=torch.float32)
     grad_gates = torch.empty_like(means)
     inputs = (grad.data_ptr(), grad_stride, x.data_ptr(), stride)
     core.excite_backward(*inputs, workspace.data_ptr(), grad_gates.data_ptr())
-    gates = _gates(logits, gate)
+    gates = gates_of(logits, gate)
     with torch.autocast("cpu", enabled=False):
         grad_means, gradients = _backward_of_products(
             grad_gates, gates, means, hidden, logits, parameters, activation, gate
@@ -206,12 +213,12 @@ def _excite(x: Tensor, logits: Tensor, scale: Tensor | None, shift: Tensor | Non
     y = torch.empty_like(x, memory_format=torch.channels_last)
     if x.numel():
         x, _, stride = rows_of(x)
-        scale, shift, gates = _vector(scale), _vector(shift), _gates(logits, gate)
-        _layer(x, scale, shift, prologue).excite(x.data_ptr(), stride, gates.data_ptr(), y.data_ptr())
+        scale, shift, gates = _vector(scale), _vector(shift), gates_of(logits, gate)
+        make_layer(x, scale, shift, prologue).excite(x.data_ptr(), stride, gates.data_ptr(), y.data_ptr())
     return y
 
 
-def _layer(x: Tensor, scale: Tensor | None, shift: Tensor | None, prologue: str) -> _core.SqueezeExcite:
+def make_layer(x: Tensor, scale: Tensor | None, shift: Tensor | None, prologue: str) -> _core.SqueezeExcite:
     """What the core needs to know; the tensors must outlive it."""
     n, channels, height, width = x.shape
     return _core.SqueezeExcite(
@@ -219,7 +226,7 @@ def _layer(x: Tensor, scale: Tensor | None, shift: Tensor | None, prologue: str)
         height * width,
         channels,
         x.dtype is torch.bfloat16,
-        _PROLOGUES[prologue],
+        PROLOGUES[prologue],
         0 if scale is None else scale.data_ptr(),
         0 if shift is None else shift.data_ptr(),
         threads(),
@@ -230,7 +237,7 @@ def _activated(hidden: Tensor, activation: str) -> Tensor:
     return ACTIVATIONS[activation](hidden)
 
 
-def _gates(logits: Tensor, gate: str) -> Tensor:
+def gates_of(logits: Tensor, gate: str) -> Tensor:
     return logits.sigmoid() if gate == "sigmoid" else torch.nn.functional.hardsigmoid(logits)
 
 
@@ -254,6 +261,7 @@ def _outputs_of_products(x: Tensor, reduce_weight: Tensor) -> tuple[Tensor, Tens
 
 implement("squeeze_excite", _forward)
 implement("squeeze_excite_backward", _backward)
+implement("squeeze", _squeeze)
 implement("excite", _excite)
 
 
@@ -263,9 +271,13 @@ def _(x: Tensor, *rest: Any) -> Tensor:
 
 
 @fake("squeeze_excite")
-def _(x: Tensor, reduce_weight: Tensor, *layer: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    y = torch.empty_like(x, memory_format=torch.channels_last)
-    return y, x.new_empty(x.shape[:2], dtype=torch.float32), *_outputs_of_products(x, reduce_weight)
+def _(x: Tensor, *layer: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    return torch.empty_like(x, memory_format=torch.channels_last), *_fake_squeeze(x, *layer)
+
+
+@fake("squeeze")
+def _fake_squeeze(x: Tensor, reduce_weight: Tensor, *layer: Any) -> tuple[Tensor, Tensor, Tensor]:
+    return x.new_empty(x.shape[:2], dtype=torch.float32), *_outputs_of_products(x, reduce_weight)
 
 
 @fake("squeeze_excite_backward")
@@ -276,7 +288,7 @@ def _(grad: Tensor, x: Tensor, means: Tensor, hidden: Tensor, logits: Tensor, *l
     return torch.empty_like(x, memory_format=torch.channels_last), *(like(parameter) for parameter in layer[:6])
 
 
-@register_flop_formula(torch.ops.greedynas.squeeze_excite)
+@register_flop_formula([torch.ops.greedynas.squeeze_excite, torch.ops.greedynas.squeeze])
 def _flops(x: Any, reduce_weight: Any, *rest: Any, **named: Any) -> int:
     """Of the two products; two a multiply-add."""
     return 4 * int(x[0]) * int(reduce_weight[0]) * int(reduce_weight[1])

@@ -11,8 +11,6 @@
 namespace greedynas::norm {
 namespace {
 
-constexpr int kCoefficients = 4;  // scale, bias, slope, offset
-
 // The workspace: two accumulators a chunk, then the coefficients.
 struct Workspace {
   float* data;
@@ -114,18 +112,13 @@ void moments(const Shape& shape, Input x, int threads, float* workspace, float* 
   });
   const std::int64_t full = chunk_rows(shape);
   for (int c = 0; c < shape.channels; ++c) {
-    double total = 0.0;
-    double joined = 0.0;
-    double squares = 0.0;
+    JoinedMoments joined;
     for (std::int64_t chunk = 0; chunk < space.chunks; ++chunk) {
-      const auto rows = static_cast<double>(std::min(full, shape.rows - chunk * full));
-      const double step = static_cast<double>(space.accumulator(chunk, 0)[c]) - joined;
-      squares += static_cast<double>(space.accumulator(chunk, 1)[c]) + step * step * (total * rows / (total + rows));
-      joined += step * (rows / (total + rows));
-      total += rows;
+      joined.add(std::min(full, shape.rows - chunk * full), static_cast<double>(space.accumulator(chunk, 0)[c]),
+                 static_cast<double>(space.accumulator(chunk, 1)[c]));
     }
-    mean[c] = static_cast<float>(static_cast<double>(element(x.data, c, shape.storage)) + joined);
-    variance[c] = static_cast<float>(squares / total);
+    mean[c] = static_cast<float>(static_cast<double>(element(x.data, c, shape.storage)) + joined.mean);
+    variance[c] = static_cast<float>(joined.variance());
   }
 }
 
@@ -211,6 +204,57 @@ void backward(const BnAct& layer, bool batch_statistics, Input grad, Input x, co
     kernel.backward(some, inputs_from(row, grad), inputs_from(row, x), c, inputs_from(row, residual),
                     from_row(gradients.x, row, shape), from_row(gradients.residual, row, shape));
   });
+}
+
+Coefficients known_coefficients(std::int64_t rows, int num_channels, const Channels& channels,
+                                const KnownGradients& known, float* memory) {
+  const std::int64_t width = padded(num_channels);
+  float *const scale = memory, *const bias = scale + width, *const slope = bias + width, *const offset = slope + width;
+  for (int c = 0; c < num_channels; ++c) {
+    const double inverse = inverse_deviation(channels, c);
+    const double factor = inverse * (channels.weight == nullptr ? 1.0 : static_cast<double>(channels.weight[c]));
+    const double share = -factor / static_cast<double>(rows);
+    const bool constant = known.weight == nullptr;
+    scale[c] = known.scaled ? 1.0F : static_cast<float>(factor);
+    bias[c] = 0.0F;  // matters to activations alone
+    slope[c] = constant ? 0.0F : static_cast<float>(share * inverse * static_cast<double>(known.weight[c]));
+    offset[c] = constant ? 0.0F : static_cast<float>(share * static_cast<double>(known.bias[c]));
+  }
+  return {channels.mean, scale, bias, slope, offset};
+}
+
+void backward_with(const Shape& shape, Input grad, Input x, const Channels& channels, const KnownGradients& known,
+                   int threads, float* workspace, void* grad_x) {
+  const Kernel& kernel = kernel_for(cpu::selected(), shape.channels);
+  const Coefficients c = known_coefficients(shape.rows, shape.channels, channels, known, workspace);
+  for_chunks(shape, threads, Order::forwards, [&](std::int64_t, std::int64_t row, const Shape& part) {
+    const Input from = from_row(x, row, shape.storage);
+    kernel.backward({part, Activation::identity, false, 1}, from_row(grad, row, shape.storage), from, c, from,
+                    from_row(grad_x, row, shape), nullptr);
+  });
+}
+
+void statistics_gradient(std::int64_t rows, int num_channels, const Channels& channels, const KnownGradients& known,
+                         float* sum, float* square) {
+  for (int c = 0; c < num_channels; ++c) {
+    const double inverse = inverse_deviation(channels, c);
+    const double factor = inverse * (channels.weight == nullptr ? 1.0 : static_cast<double>(channels.weight[c]));
+    const double share = -factor / static_cast<double>(rows);
+    const double slope = share * inverse * static_cast<double>(known.weight[c]);
+    sum[c] =
+        static_cast<float>(share * static_cast<double>(known.bias[c]) - slope * static_cast<double>(channels.mean[c]));
+    square[c] = static_cast<float>(0.5 * slope);
+  }
+}
+
+void known_from_affine(int num_channels, const Channels& channels, const float* grad_scale, const float* grad_shift,
+                       float* grad_weight, float* grad_bias) {
+  for (int c = 0; c < num_channels; ++c) {
+    const double sum = static_cast<double>(grad_shift[c]);
+    const double product = static_cast<double>(grad_scale[c]) - sum * static_cast<double>(channels.mean[c]);
+    grad_weight[c] = static_cast<float>(inverse_deviation(channels, c) * product);
+    grad_bias[c] = static_cast<float>(sum);
+  }
 }
 
 }  // namespace greedynas::norm

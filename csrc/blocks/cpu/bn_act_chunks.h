@@ -32,6 +32,21 @@ inline void* from_row(void* output, std::int64_t row, const Shape& shape) {
   return static_cast<char*>(output) + row * shape.channels * bytes_of(shape.storage);
 }
 
+// Moments of rows, joined from those of chunks (Chan, Golub, LeVeque 1979).
+struct JoinedMoments {
+  double rows = 0.0, mean = 0.0, squares = 0.0;
+
+  // More rows: their mean, and the sum of their squared differences from it.
+  void add(std::int64_t more, double mean_of_more, double squares_of_more) {
+    const auto count = static_cast<double>(more);
+    const double step = mean_of_more - mean;
+    squares += squares_of_more + step * step * (rows * count / (rows + count));
+    mean += step * (count / (rows + count));
+    rows += count;
+  }
+  double variance() const { return squares / rows; }
+};
+
 // A pass goes over the chunks backwards where the pass before it went forwards: what that one read last is in the
 // caches.
 enum class Order { forwards, backwards };

@@ -15,6 +15,12 @@ struct Coefficients {
   const float *mean, *scale, *bias, *slope, *offset;
 };
 
+constexpr int kCoefficients = 4;  // scale, bias, slope, offset
+
+// For `backward` without activation; memory: kCoefficients * padded(channels) floats.
+Coefficients known_coefficients(std::int64_t rows, int num_channels, const Channels& channels,
+                                const KnownGradients& known, float* memory);
+
 struct Kernel {
   const char* name;  // of the level
 

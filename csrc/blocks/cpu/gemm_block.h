@@ -1,0 +1,169 @@
+// The matrix products, written once over a vector type V.
+//
+// A tile of results stays in registers while the depth is gone through; a step broadcasts one number a row and reads a
+// few vectors, so that it is bound by multiplications, not by loads. Panels of three vectors load least; what is left
+// over goes into panels of two, and a single vector is taken only where there is no more.
+//
+// Included by one file a level, each compiled for that level alone.
+#pragma once
+
+#include "blocks/cpu/gemm_kernels.h"
+#include "blocks/cpu/mixconv_vec.h"
+
+namespace greedynas::blocks {
+namespace {
+
+// Steps after which the next panel has its turn: three vectors of columns take 24 KB, which stay in an L1 cache.
+template <class V>
+constexpr int gemm_depth() {
+  return 2048 / V::width;
+}
+
+// Rows of a tile, so that accumulators, a step's vectors and a broadcast fill the registers: 32 of 16 floats, or 16.
+template <class V, int kVectors>
+constexpr int gemm_tile_rows() {
+  constexpr int narrow = kVectors == 3 ? 4 : 6;
+  return V::width == 16 ? 2 * narrow : narrow;
+}
+
+constexpr int gemm_panel(int vectors_left) { return vectors_left == 1 ? 1 : vectors_left % 3 == 0 ? 3 : 2; }
+
+template <class V>
+GREEDYNAS_VEC_INLINE int gemm_vectors(int columns) {
+  return (columns + V::width - 1) / V::width;
+}
+
+// Where a tile reads and writes; `lanes`: of the last vector, V::width if it is whole.
+struct GemmTile {
+  const float* a;
+  std::int64_t a_row, a_step;
+  const float* b;
+  std::int64_t b_step, steps;
+  GemmRows init;
+  float* c;
+  std::int64_t c_stride;
+  int lanes;
+};
+
+template <class V, int kRows, int kVectors, bool kWhole>
+GREEDYNAS_VEC_INLINE void gemm_tile(const GemmTile& t) {
+  constexpr int kLast = kVectors - 1;
+  V sums[kRows][kVectors];
+  GREEDYNAS_UNROLL
+  for (int m = 0; m < kRows; ++m) {
+    if (t.init.data == nullptr) {
+      GREEDYNAS_UNROLL
+      for (int n = 0; n < kVectors; ++n) sums[m][n] = V::set(0.0F);
+      continue;
+    }
+    const float* const from = t.init.data + m * t.init.stride;
+    GREEDYNAS_UNROLL
+    for (int n = 0; n < kLast; ++n) sums[m][n] = V::load(from + n * V::width);
+    sums[m][kLast] = kWhole ? V::load(from + kLast * V::width) : load_first<V>(from + kLast * V::width, t.lanes);
+  }
+  const float* a = t.a;
+  const float* b = t.b;
+  for (std::int64_t k = 0; k < t.steps; ++k, a += t.a_step, b += t.b_step) {
+    V columns[kVectors];
+    GREEDYNAS_UNROLL
+    for (int n = 0; n < kVectors; ++n) columns[n] = V::load_to_register(b + n * V::width);
+    GREEDYNAS_UNROLL
+    for (int m = 0; m < kRows; ++m) {
+      const V value = V::broadcast_to_register(a + m * t.a_row);
+      GREEDYNAS_UNROLL
+      for (int n = 0; n < kVectors; ++n) sums[m][n] = fma(value, columns[n], sums[m][n]);
+    }
+  }
+  GREEDYNAS_UNROLL
+  for (int m = 0; m < kRows; ++m) {
+    float* const to = t.c + m * t.c_stride;
+    GREEDYNAS_UNROLL
+    for (int n = 0; n < kLast; ++n) sums[m][n].store(to + n * V::width);
+    if constexpr (kWhole) {
+      sums[m][kLast].store(to + kLast * V::width);
+    } else {
+      store_first(to + kLast * V::width, sums[m][kLast], t.lanes);
+    }
+  }
+}
+
+// All rows of a panel; the last ones in ever smaller tiles.
+template <class V, int kRows, int kVectors, bool kWhole>
+void gemm_strip(GemmTile t, std::int64_t rows) {
+  for (; rows >= kRows; rows -= kRows) {
+    gemm_tile<V, kRows, kVectors, kWhole>(t);
+    t.a += kRows * t.a_row;
+    t.c += kRows * t.c_stride;
+    t.init = t.init.from(kRows);
+  }
+  if constexpr (kRows > 1) {
+    if (rows > 0) gemm_strip<V, kRows / 2, kVectors, kWhole>(t, rows);
+  }
+}
+
+template <class V, int kVectors>
+void gemm_panel_rows(const GemmTile& t, std::int64_t rows) {
+  constexpr int kRows = gemm_tile_rows<V, kVectors>();
+  t.lanes == V::width ? gemm_strip<V, kRows, kVectors, true>(t, rows) : gemm_strip<V, kRows, kVectors, false>(t, rows);
+}
+
+// body(first column, columns of the panel with those that fill it up, tile function) for each panel.
+template <class V, class Body>
+GREEDYNAS_VEC_INLINE void gemm_for_panels(int columns, const Body& body) {
+  int left = gemm_vectors<V>(columns);
+  for (int first = 0; left > 0;) {
+    const int vectors = gemm_panel(left);
+    left -= vectors;
+    const int width = vectors * V::width;
+    const int filled = first + width - columns;
+    const int lanes = filled > 0 ? V::width - filled : V::width;
+    body(first, width, lanes,
+         vectors == 3   ? &gemm_panel_rows<V, 3>
+         : vectors == 2 ? &gemm_panel_rows<V, 2>
+                        : &gemm_panel_rows<V, 1>);
+    first += width;
+  }
+}
+
+template <class V>
+void gemm_pack(const float* b, std::int64_t row_stride, std::int64_t column_stride, int depth, int columns,
+               float* packed) {
+  gemm_for_panels<V>(columns, [&](int first, int width, int lanes, auto) {
+    const int there = width - V::width + lanes;
+    const float* const from = b + first * column_stride;
+    for (int k = 0; k < depth; ++k) {
+      for (int n = 0; n < there; ++n) packed[n] = from[k * row_stride + n * column_stride];
+      for (int n = there; n < width; ++n) packed[n] = 0.0F;
+      packed += width;
+    }
+  });
+}
+
+template <class V>
+void gemm_multiply(GemmRows a, std::int64_t rows, int depth, const float* packed, int columns, GemmRows init, float* c,
+                   std::int64_t c_stride) {
+  for (int k = 0; k < depth; k += gemm_depth<V>()) {
+    const int steps = depth - k < gemm_depth<V>() ? depth - k : gemm_depth<V>();
+    const GemmRows summand = k == 0 ? init : GemmRows{c, c_stride};
+    gemm_for_panels<V>(columns, [&](int first, int width, int lanes, auto panel) {
+      const float* const from = summand.data == nullptr ? nullptr : summand.data + first;
+      const float* const b = packed + static_cast<std::int64_t>(depth) * first + k * width;
+      panel({a.data + k, a.stride, 1, b, width, steps, {from, summand.stride}, c + first, c_stride, lanes}, rows);
+    });
+  }
+}
+
+template <class V>
+void gemm_accumulate(GemmRows g, GemmRows x, std::int64_t rows, int out, int in, float* c) {
+  gemm_for_panels<V>(in, [&](int first, int, int lanes, auto panel) {
+    panel({g.data, 1, g.stride, x.data + first, x.stride, rows, {c + first, in}, c + first, in, lanes}, out);
+  });
+}
+
+template <class V>
+constexpr GemmKernel gemm_kernel_over(const char* name) {
+  return {name, &gemm_pack<V>, &gemm_multiply<V>, &gemm_accumulate<V>};
+}
+
+}  // namespace
+}  // namespace greedynas::blocks

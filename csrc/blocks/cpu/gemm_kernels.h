@@ -1,0 +1,56 @@
+// Products of small float32 matrices in the caches, one set of kernels a level.
+#pragma once
+
+#include <cstdint>
+
+#include "cpu/isa.h"
+#include "cpu/vec_generic.h"
+
+namespace greedynas::blocks {
+
+// Rows of floats, `stride` apart.
+struct GemmRows {
+  const float* data;
+  std::int64_t stride;
+
+  GREEDYNAS_VEC_INLINE GemmRows from(std::int64_t row) const {
+    return {data == nullptr ? nullptr : data + row * stride, stride};
+  }
+};
+
+struct GemmKernel {
+  const char* name;  // of the level
+
+  // A matrix [depth, columns] with any strides, as `multiply` reads it: panels of some vectors of columns, each of
+  // which is [depth][its columns], the last vector filled up with zeros. `gemm_packed_floats` of them.
+  void (*pack)(const float* b, std::int64_t row_stride, std::int64_t column_stride, int depth, int columns,
+               float* packed);
+
+  // c [rows, columns] = init + a [rows, depth] times the packed matrix; without init.data: no summand.
+  void (*multiply)(GemmRows a, std::int64_t rows, int depth, const float* packed, int columns, GemmRows init, float* c,
+                   std::int64_t c_stride);
+
+  // c [out, in] += the sum over rows of g [rows, out] times x [rows, in]; c has no gaps. Up to 15 floats beyond the end
+  // of a row of x are read, but have no part in the result.
+  void (*accumulate)(GemmRows g, GemmRows x, std::int64_t rows, int out, int in, float* c);
+};
+
+constexpr std::int64_t gemm_packed_floats(int depth, int columns) {
+  return static_cast<std::int64_t>(depth) * ((columns + 15) / 16 * 16);
+}
+
+extern const GemmKernel kGemmPortable;
+#ifdef GREEDYNAS_X86
+extern const GemmKernel kGemmAvx2;
+extern const GemmKernel kGemmAvx512;
+#endif
+
+inline const GemmKernel& gemm_kernel_for([[maybe_unused]] cpu::Isa isa) {
+#ifdef GREEDYNAS_X86
+  if (isa >= cpu::Isa::avx512) return kGemmAvx512;
+  if (isa == cpu::Isa::avx2) return kGemmAvx2;
+#endif
+  return kGemmPortable;
+}
+
+}  // namespace greedynas::blocks

@@ -1,0 +1,220 @@
+#include "blocks/pointwise.h"
+
+#include <algorithm>
+
+#include "blocks/cpu/bn_act_chunks.h"
+#include "blocks/cpu/bn_act_kernels.h"
+#include "blocks/cpu/gemm_kernels.h"
+#include "blocks/cpu/pointwise_blocks.h"
+#include "blocks/cpu/squeeze_excite_kernels.h"
+
+namespace greedynas::blocks {
+namespace {
+
+using norm::from_row;
+using norm::Input;
+using norm::padded;
+using norm::Prologue;
+using norm::Storage;
+
+constexpr int kBeyond = 16;  // floats that products may read beyond the last row
+
+std::int64_t block_count(const Pointwise& layer) {
+  const std::int64_t rows = block_rows(layer.in, layer.out);
+  return (layer.rows + rows - 1) / rows;
+}
+
+// Ranges of blocks that have a gradient of the weight of their own in the backward pass.
+std::int64_t part_count(const Pointwise& layer) { return std::clamp<std::int64_t>(layer.rows / 192, 1, 8); }
+
+struct Workspace {
+  float *packed, *ones, *zeros, *weights, *coefficients, *accumulators;
+  std::int64_t width;  // of an accumulator; each block has three
+  std::int64_t floats;
+
+  Workspace(const Pointwise& layer, float* workspace) {
+    Pieces pieces(workspace);
+    const std::int64_t widest = std::max(layer.in, layer.out);
+    width = padded(widest);
+    packed = pieces.take(std::max(gemm_packed_floats(layer.in, layer.out), gemm_packed_floats(layer.out, layer.in)));
+    ones = pieces.take(widest);
+    zeros = pieces.take(widest);
+    weights = pieces.take((part_count(layer) - 1) * layer.in * layer.out);
+    coefficients = pieces.take(norm::kCoefficients * padded(layer.out));
+    accumulators = pieces.take(3 * block_count(layer) * width);
+    floats = pieces.taken();
+  }
+  float* accumulator(std::int64_t block, int which) const { return accumulators + (3 * block + which) * width; }
+};
+
+// A layer of one piece of some rows, for the kernels of squeeze-and-excitation; these write what is read again at once.
+norm::SqueezeExcite squeeze_layer(const PointwiseInput& input, int channels, std::int64_t rows) {
+  return {{Storage::float32, rows, channels, false}, 1, input.prologue, input.scale, input.shift, 1};
+}
+
+// One call's kernels and workspace; methods work on blocks of rows.
+class Call {
+ public:
+  Call(const Pointwise& layer, const PointwiseInput& input, float* workspace)
+      : layer_(layer),
+        input_(input),
+        space_(layer, workspace),
+        gemm_(gemm_kernel_for(cpu::selected())),
+        squeeze_(norm::squeeze_kernel_for(cpu::selected(), layer.in)),
+        norm_(norm::kernel_for(cpu::selected(), layer.out)) {
+    std::fill_n(space_.ones, space_.width, 1.0F);
+    std::fill_n(space_.zeros, space_.width, 0.0F);
+  }
+
+  const Workspace& space() const { return space_; }
+
+  void pack(const float* weight, bool transposed) const {
+    const int depth = transposed ? layer_.out : layer_.in;
+    const int columns = transposed ? layer_.in : layer_.out;
+    gemm_.pack(weight, transposed ? layer_.in : 1, transposed ? 1 : layer_.in, depth, columns, space_.packed);
+  }
+
+  // a of some rows; `beyond`: as memory that may be read a little beyond its end.
+  GemmRows read(std::int64_t row, std::int64_t rows, bool beyond) const {
+    const bool plain = input_.prologue == Prologue::none && input_.gates == nullptr;
+    const Input x = from_row(input_.x, row, Storage::float32);
+    if (plain && !(beyond && layer_.in % kBeyond != 0)) return {static_cast<const float*>(x.data), x.stride};
+    float* const a = scratch(0, kMaxBlockRows * layer_.in + kBeyond);
+    const std::int64_t pixels = input_.gates == nullptr ? layer_.rows : input_.pixels;
+    for (std::int64_t done = 0; done < rows;) {
+      const std::int64_t image = (row + done) / pixels;
+      const std::int64_t count = std::min(rows - done, (image + 1) * pixels - row - done);
+      const norm::SqueezeExcite part = squeeze_layer(input_, layer_.in, count);
+      const float* const gates = input_.gates == nullptr ? space_.ones : input_.gates + image * layer_.in;
+      squeeze_.excite(part, part.image, from_row(x, done, Storage::float32), gates, a + done * layer_.in);
+      done += count;
+    }
+    return {a, layer_.in};
+  }
+
+  void forward(std::int64_t block, std::int64_t row, std::int64_t rows, float* y, bool moments) const {
+    float* const to = y + row * layer_.out;
+    gemm_.multiply(read(row, rows, false), rows, layer_.in, space_.packed, layer_.out, {nullptr, 0}, to, layer_.out);
+    if (!moments) return;
+    const norm::Shape shape{Storage::float32, rows, layer_.out, false};
+    float* const first = space_.accumulator(block, 2);  // what the means are relative to
+    std::copy_n(to, layer_.out, first);
+    norm_.moments(shape, {to, layer_.out}, first, space_.accumulator(block, 0), space_.accumulator(block, 1));
+  }
+
+  // The gradient of y of some rows.
+  GemmRows read(const PointwiseGrad& grad, const norm::Coefficients& c, std::int64_t row, std::int64_t rows) const {
+    const Input from = from_row(grad.grad, row, Storage::float32);
+    if (grad.y.data == nullptr) return {static_cast<const float*>(from.data), from.stride};
+    float* const through = scratch(1, kMaxBlockRows * layer_.out);
+    const Input y = from_row(grad.y, row, Storage::float32);
+    const norm::BnAct plain{{Storage::float32, rows, layer_.out, false}, norm::Activation::identity, false, 1};
+    norm_.backward(plain, from, y, c, y, through, nullptr);
+    return {through, layer_.out};
+  }
+
+  void backward(std::int64_t block, std::int64_t row, std::int64_t rows, GemmRows grad, Input add, float* grad_x,
+                float* grad_weight) const {
+    gemm_.accumulate(grad, read(row, rows, true), rows, layer_.out, layer_.in, grad_weight);
+    float* const to = grad_x + row * layer_.in;
+    const bool through_prologue = input_.prologue != Prologue::none && input_.gates == nullptr;
+    float* const grad_a = through_prologue ? scratch(2, kMaxBlockRows * layer_.in) : to;
+    const GemmRows init = GemmRows{static_cast<const float*>(add.data), add.stride}.from(row);
+    gemm_.multiply(grad, rows, layer_.out, space_.packed, layer_.in, init, grad_a, layer_.in);
+    if (!through_prologue) return;
+    const norm::SqueezeExcite part = squeeze_layer(input_, layer_.in, rows);
+    squeeze_.squeeze_backward(part, part.image, {grad_a, layer_.in}, from_row(input_.x, row, Storage::float32),
+                              space_.ones, space_.zeros, to, space_.accumulator(block, 0),
+                              space_.accumulator(block, 1));
+  }
+
+  // body(block, first row, rows)
+  template <class Body>
+  void for_blocks(std::int64_t begin, std::int64_t end, const Body& body) const {
+    const std::int64_t rows = block_rows(layer_.in, layer_.out);
+    for (std::int64_t block = begin; block < end; ++block) {
+      body(block, block * rows, std::min(rows, layer_.rows - block * rows));
+    }
+  }
+
+ private:
+  const Pointwise& layer_;
+  const PointwiseInput& input_;
+  Workspace space_;
+  const GemmKernel& gemm_;
+  const norm::SqueezeKernel& squeeze_;
+  const norm::Kernel& norm_;
+};
+
+void join_sums(const Workspace& space, std::int64_t blocks, int which, int channels, float* sums) {
+  for (int c = 0; c < channels; ++c) {
+    double sum = 0.0;
+    for (std::int64_t block = 0; block < blocks; ++block) {
+      sum += static_cast<double>(space.accumulator(block, which)[c]);
+    }
+    sums[c] = static_cast<float>(sum);
+  }
+}
+
+}  // namespace
+
+std::int64_t workspace_floats(const Pointwise& layer) { return Workspace(layer, nullptr).floats; }
+
+void pointwise(const Pointwise& layer, const PointwiseInput& input, const float* weight, float* workspace, float* y,
+               float* mean, float* variance) {
+  const Call call(layer, input, workspace);
+  call.pack(weight, false);
+  const std::int64_t blocks = block_count(layer);
+  cpu::team_for(blocks, 1, layer.threads, [&](std::int64_t begin, std::int64_t end) {
+    call.for_blocks(begin, end, [&](std::int64_t block, std::int64_t row, std::int64_t rows) {
+      call.forward(block, row, rows, y, mean != nullptr);
+    });
+  });
+  if (mean == nullptr) return;
+  for (int c = 0; c < layer.out; ++c) {
+    norm::JoinedMoments joined;
+    call.for_blocks(0, blocks, [&](std::int64_t block, std::int64_t, std::int64_t rows) {
+      const auto of = [&](int which) { return static_cast<double>(call.space().accumulator(block, which)[c]); };
+      joined.add(rows, of(2) + of(0), of(1));
+    });
+    mean[c] = static_cast<float>(joined.mean);
+    variance[c] = static_cast<float>(joined.variance());
+  }
+}
+
+void pointwise_backward(const Pointwise& layer, const PointwiseGrad& grad, const PointwiseInput& input,
+                        const float* weight, Input add, float* workspace, const PointwiseGradients& gradients) {
+  const Call call(layer, input, workspace);
+  const Workspace& space = call.space();
+  call.pack(weight, true);
+  norm::Coefficients coefficients{};
+  if (grad.y.data != nullptr) {
+    coefficients = norm::known_coefficients(layer.rows, layer.out, *grad.norm, grad.known, space.coefficients);
+  }
+  const std::int64_t parts = part_count(layer);
+  const std::int64_t blocks = block_count(layer);
+  const std::int64_t size = static_cast<std::int64_t>(layer.in) * layer.out;
+  const auto weight_of = [&](std::int64_t part) {
+    return part == 0 ? gradients.weight : space.weights + (part - 1) * size;
+  };
+  cpu::team_for(parts, 1, layer.threads, [&](std::int64_t begin, std::int64_t end) {
+    for (std::int64_t part = begin; part < end; ++part) {
+      float* const sums = weight_of(part);
+      std::fill_n(sums, size, 0.0F);
+      call.for_blocks(blocks * part / parts, blocks * (part + 1) / parts,
+                      [&](std::int64_t block, std::int64_t row, std::int64_t rows) {
+                        call.backward(block, row, rows, call.read(grad, coefficients, row, rows), add, gradients.x,
+                                      sums);
+                      });
+    }
+  });
+  for (std::int64_t part = 1; part < parts; ++part) {
+    const float* const sums = weight_of(part);
+    for (std::int64_t i = 0; i < size; ++i) gradients.weight[i] += sums[i];
+  }
+  if (input.prologue == Prologue::none || input.gates != nullptr) return;
+  join_sums(space, blocks, 0, layer.in, gradients.shift);
+  join_sums(space, blocks, 1, layer.in, gradients.scale);
+}
+
+}  // namespace greedynas::blocks

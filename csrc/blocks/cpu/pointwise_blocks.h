@@ -1,0 +1,42 @@
+// Rows that a 1x1 convolution works on at a time, and memory for them.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <vector>
+
+namespace greedynas::blocks {
+
+constexpr std::int64_t kBlockFloats = 32768;  // of the wider side: 128 KB, of an L2 cache
+constexpr std::int64_t kTileRows = 24;        // a multiple of the rows of all tiles
+constexpr std::int64_t kMaxBlockRows = 8 * kTileRows;
+
+inline std::int64_t block_rows(int in, int out) {
+  const std::int64_t fitting = kBlockFloats / std::max(in, out) / kTileRows * kTileRows;
+  return std::clamp(fitting, kTileRows, kMaxBlockRows);
+}
+
+// Memory of this thread that is kept from call to call, so that it stays in the caches; `which`: 0 .. 4.
+inline float* scratch(int which, std::int64_t floats) {
+  thread_local std::vector<float> memory[5];
+  auto& mine = memory[which];
+  if (mine.size() < static_cast<std::size_t>(floats)) mine.resize(static_cast<std::size_t>(floats));
+  return mine.data();
+}
+
+// Carves a workspace; each piece begins on a cache line if the workspace does.
+class Pieces {
+ public:
+  explicit Pieces(float* workspace) : next_(workspace), first_(workspace) {}
+  float* take(std::int64_t floats) {
+    float* const piece = next_;
+    next_ += (floats + 15) / 16 * 16;
+    return piece;
+  }
+  std::int64_t taken() const { return next_ - first_; }
+
+ private:
+  float *next_, *first_;
+};
+
+}  // namespace greedynas::blocks

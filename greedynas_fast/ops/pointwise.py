@@ -1,0 +1,261 @@
+"""The 1x1 convolution with what stands before and after it; the operators `torch.ops.greedynas.pointwise*`.
+
+Norm, activation and gate are applied to blocks of x in the caches just before they are multiplied, and the moments of a
+block of results are taken while it is there. float32 on the CPU is one call of the compiled core
+(csrc/blocks/pointwise.h); bf16 on the CPU is made of torch's matrix product and the core's other operations.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
+
+from greedynas_fast import _core
+
+from . import bn_core as bn
+from .library import define, fake, implement
+from .rows import rows_of, threads
+from .squeeze_excite import PROLOGUES, make_layer
+
+# What is read is a = act(x * scale + shift) * gates: with scale_shift [2, C] and the activation `prologue`, else "";
+# gates: [N, C]. Gives y and its moments [2, C_out], empty if they are not wanted.
+_INPUT = "Tensor x, Tensor weight, Tensor? scale_shift, str prologue, Tensor? gates"
+define(f"pointwise({_INPUT}, bool want_moments) -> (Tensor, Tensor)")
+# grad: of y; with moments of y, of a batch norm (weight, eps) that y goes through, whose own gradients `known`
+# [2, C_out], of weight and bias, have been computed before; without these, moments are constants. scaled: grad has been
+# multiplied by the norm's scale. Gives the gradients of x, weight and scale_shift: with gates, or without scale_shift,
+# the first is that of a, plus `add`, and the last one is empty.
+define(
+    "pointwise_backward(Tensor grad, Tensor? y, Tensor? moments, Tensor? norm_weight, float eps, Tensor? known, "
+    f"bool scaled, {_INPUT}, Tensor? add) -> (Tensor, Tensor, Tensor)"
+)
+forward_op = torch.ops.greedynas.pointwise.default
+backward_op = torch.ops.greedynas.pointwise_backward.default
+
+
+def _forward(
+    x: Tensor, weight: Tensor, scale_shift: Tensor | None, prologue: str, gates: Tensor | None, want_moments: bool
+) -> tuple[Tensor, Tensor]:
+    y, moments = _outputs(x, weight, want_moments)
+    if x.numel() == 0:
+        return y, moments.zero_()
+    if x.dtype is not torch.float32:
+        y = _product(_read(x, scale_shift, prologue, gates), _matrix(weight).t())
+        return y, bn.moments_op(y) if want_moments else moments
+    x, rows, stride = rows_of(x)
+    matrix = _matrix(weight).contiguous()
+    core = _layer(x, rows, stride, matrix, scale_shift, prologue, gates)
+    workspace = torch.empty(core.workspace_floats(), dtype=torch.float32)
+    core.forward(workspace.data_ptr(), y.data_ptr(), moments.data_ptr())  # 0 where empty
+    return y, moments
+
+
+def _backward(
+    grad: Tensor,
+    y: Tensor | None,
+    moments: Tensor | None,
+    norm_weight: Tensor | None,
+    eps: float,
+    known: Tensor | None,
+    scaled: bool,
+    x: Tensor,
+    weight: Tensor,
+    scale_shift: Tensor | None,
+    prologue: str,
+    gates: Tensor | None,
+    add: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    grads = _gradients(x, weight, scale_shift, gates)
+    if x.numel() == 0:
+        for value in grads:
+            value.zero_()
+        return grads
+    if x.dtype is not torch.float32:
+        grad = _through_norm(grad, y, moments, norm_weight, eps, known, scaled)
+        return _composed_backward(grad, x, weight, scale_shift, prologue, gates, add)
+    x, rows, stride = rows_of(x)
+    grad, _, grad_stride = rows_of(grad)
+    add_stride = 0
+    if add is not None:
+        add, _, add_stride = rows_of(add)
+    matrix = _matrix(weight).contiguous()
+    core = _layer(x, rows, stride, matrix, scale_shift, prologue, gates)
+    workspace = torch.empty(core.workspace_floats(), dtype=torch.float32)
+    norm_weight = None if norm_weight is None else bn.ready(norm_weight)
+    grad_x, grad_weight, grad_scale_shift = grads
+    core.backward(
+        grad.data_ptr(),
+        grad_stride,
+        _address(y),
+        _address(moments),
+        _address(norm_weight),
+        eps,
+        _address(known),
+        scaled,
+        _address(add),
+        add_stride,
+        workspace.data_ptr(),
+        grad_x.data_ptr(),
+        grad_scale_shift.data_ptr(),
+        grad_weight.data_ptr(),
+    )
+    return grads
+
+
+def _layer(
+    x: Tensor,
+    rows: int,
+    stride: int,
+    matrix: Tensor,
+    scale_shift: Tensor | None,
+    prologue: str,
+    gates: Tensor | None,
+) -> _core.Pointwise:
+    """What the core needs to know; the tensors must outlive it."""
+    return _core.Pointwise(
+        rows,
+        matrix.shape[1],
+        matrix.shape[0],
+        x.data_ptr(),
+        stride,
+        PROLOGUES[prologue],
+        _address(scale_shift),
+        _address(gates),
+        x.shape[2] * x.shape[3],
+        matrix.data_ptr(),
+        threads(),
+    )
+
+
+def _read(x: Tensor, scale_shift: Tensor | None, prologue: str, gates: Tensor | None) -> Tensor:
+    """What is multiplied."""
+    if scale_shift is None and gates is None:
+        return x
+    a = torch.empty_like(x, memory_format=torch.channels_last)
+    x, _, stride = rows_of(x)
+    if gates is None:
+        gates = torch.ones(x.shape[:2], dtype=torch.float32)
+    scale, shift = (None, None) if scale_shift is None else scale_shift.unbind()
+    make_layer(x, scale, shift, prologue).excite(x.data_ptr(), stride, gates.data_ptr(), a.data_ptr())
+    return a
+
+
+def _through_norm(
+    grad: Tensor,
+    y: Tensor | None,
+    moments: Tensor | None,
+    norm_weight: Tensor | None,
+    eps: float,
+    known: Tensor | None,
+    scaled: bool,
+) -> Tensor:
+    if y is None or moments is None:
+        return grad
+    grad_y = torch.empty_like(y, memory_format=torch.channels_last)
+    grad, rows, grad_stride = rows_of(grad)
+    weight = None if norm_weight is None else bn.ready(norm_weight)
+    core = bn.make_layer(y, rows, moments, weight, None, None, eps, "identity")
+    workspace = torch.empty(_core.bn_workspace_floats(rows, y.shape[1]), dtype=torch.float32)
+    places = (grad.data_ptr(), grad_stride, y.data_ptr(), y.shape[1], workspace.data_ptr(), grad_y.data_ptr())
+    core.backward_with(_address(known), scaled, *places)
+    return grad_y
+
+
+def _composed_backward(
+    grad: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    scale_shift: Tensor | None,
+    prologue: str,
+    gates: Tensor | None,
+    add: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    matrix, rows = _matrix(weight), _rows(grad)
+    inputs = _rows(_read(x, scale_shift, prologue, gates))
+    grad_weight = (rows.t() @ inputs).view(weight.shape)
+    grad_a = _images(rows @ matrix if add is None else torch.addmm(_rows(add), rows, matrix), x)
+    no_scale_shift = x.new_empty(0, dtype=torch.float32)
+    if scale_shift is None or gates is not None:
+        return grad_a, grad_weight, no_scale_shift
+    grad_x = torch.empty_like(x, memory_format=torch.channels_last)
+    grad_scale_shift = torch.empty_like(scale_shift)
+    x, _, stride = rows_of(x)
+    scale, shift = scale_shift.unbind()
+    core = make_layer(x, scale, shift, prologue)
+    ones, zeros = (torch.full(x.shape[:2], value, dtype=torch.float32) for value in (1.0, 0.0))
+    workspace = torch.empty(core.workspace_floats(), dtype=torch.float32)
+    sources = (grad_a.data_ptr(), x.shape[1], x.data_ptr(), stride)
+    results = (workspace, grad_x, *grad_scale_shift.unbind())
+    core.squeeze_backward(*sources, ones.data_ptr(), zeros.data_ptr(), *(value.data_ptr() for value in results))
+    return grad_x, grad_weight, grad_scale_shift
+
+
+def _rows(x: Tensor) -> Tensor:
+    """[N, C, H, W] -> [N H W, C], the same memory if it is channels-last."""
+    return x.permute(0, 2, 3, 1).reshape(-1, x.shape[1])
+
+
+def _images(rows: Tensor, like: Tensor) -> Tensor:
+    """The inverse of `_rows`: of the batch and size of `like`, with channels of its own."""
+    n, _, height, width = like.shape
+    return rows.view(n, height, width, rows.shape[1]).permute(0, 3, 1, 2)
+
+
+def _product(x: Tensor, matrix: Tensor) -> Tensor:
+    return _images(_rows(x) @ matrix, x)
+
+
+def _matrix(weight: Tensor) -> Tensor:
+    return weight.reshape(weight.shape[0], weight.shape[1])
+
+
+def _address(value: Tensor | None) -> int:
+    return 0 if value is None else value.data_ptr()
+
+
+def _outputs(x: Tensor, weight: Tensor, want_moments: bool) -> tuple[Tensor, Tensor]:
+    n, _, height, width = x.shape
+    channels = weight.shape[0]
+    y = x.new_empty((n, height, width, channels)).permute(0, 3, 1, 2)
+    return y, x.new_empty((2, channels) if want_moments else 0, dtype=torch.float32)
+
+
+def _gradients(
+    x: Tensor, weight: Tensor, scale_shift: Tensor | None, gates: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    through_prologue = scale_shift is not None and gates is None
+    return (
+        torch.empty_like(x, memory_format=torch.channels_last),
+        torch.empty_like(weight, memory_format=torch.contiguous_format),
+        x.new_empty((2, x.shape[1]) if through_prologue else 0, dtype=torch.float32),
+    )
+
+
+implement("pointwise", _forward)
+implement("pointwise_backward", _backward)
+
+
+@fake("pointwise")
+def _(x: Tensor, weight: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
+    return _outputs(x, weight, rest[-1])
+
+
+@fake("pointwise_backward")
+def _(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
+    x, weight, scale_shift, _, gates, _ = arguments[7:]
+    return _gradients(x, weight, scale_shift, gates)
+
+
+@register_flop_formula(torch.ops.greedynas.pointwise)
+def _flops(x: Any, weight: Any, *rest: Any, **named: Any) -> int:
+    """Two a multiply-add."""
+    return 2 * int(x[0]) * int(x[2]) * int(x[3]) * int(weight[0]) * int(weight[1])
+
+
+@register_flop_formula(torch.ops.greedynas.pointwise_backward)
+def _backward_flops(*arguments: Any, **named: Any) -> int:
+    x, weight = arguments[7:9]
+    return 2 * _flops(x, weight)

@@ -1,0 +1,196 @@
+// The 1x1 convolution of every level that this machine runs against plain loops in double precision. All tensors end
+// with their allocation, so that the sanitizers see a step beyond.
+#include <cmath>
+#include <cstdint>
+#include <random>
+#include <vector>
+
+#include "blocks/cpu/gemm_block.h"
+#include "blocks/expand_depthwise.h"
+#include "blocks/pointwise.h"
+#include "check.h"
+
+using namespace greedynas;
+
+namespace {
+
+using Floats = std::vector<float>;
+
+Floats random_floats(std::int64_t count, unsigned seed) {
+  std::mt19937 random(seed);
+  std::normal_distribution<float> normal;
+  Floats values(static_cast<std::size_t>(count));
+  for (float& value : values) value = normal(random);
+  return values;
+}
+
+// The largest difference from `want` in units of `scale`.
+struct Close {
+  double worst = 0.0;
+  void add(float found, double want, double scale) {
+    const double error = std::abs(static_cast<double>(found) - want) / scale;
+    if (!(error <= worst)) worst = error;  // not-a-number too
+  }
+  bool within(double bound) const { return worst <= bound; }
+};
+
+// multiply and accumulate of one level, with odd sizes and gaps between rows.
+void test_products(const blocks::GemmKernel& kernel, std::int64_t rows, int depth, int columns) {
+  const std::int64_t stride = depth + 3, c_stride = columns + 5;
+  const Floats a = random_floats((rows - 1) * stride + depth, 1), b = random_floats(depth * columns, 2);
+  const Floats init = random_floats((rows - 1) * c_stride + columns, 3);
+  Floats packed(static_cast<std::size_t>(blocks::gemm_packed_floats(depth, columns)), NAN);
+  kernel.pack(b.data(), columns, 1, depth, columns, packed.data());
+  Floats c(init.size(), 7.0F);
+  kernel.multiply({a.data(), stride}, rows, depth, packed.data(), columns, {init.data(), c_stride}, c.data(), c_stride);
+  Close products;
+  for (std::int64_t r = 0; r < rows; ++r) {
+    for (std::int64_t n = 0; n < c_stride; ++n) {
+      const auto at = static_cast<std::size_t>(r * c_stride + n);
+      if (n >= columns) {
+        if (at < c.size()) CHECK(c[at] == 7.0F);
+        continue;
+      }
+      double sum = static_cast<double>(init[at]);
+      for (int k = 0; k < depth; ++k) {
+        sum += static_cast<double>(a[static_cast<std::size_t>(r * stride + k)]) *
+               static_cast<double>(b[static_cast<std::size_t>(k * columns + n)]);
+      }
+      products.add(c[at], sum, std::sqrt(depth) + 1.0);
+    }
+  }
+  CHECK(products.within(2e-6));
+
+  // The sum over rows of a outer x, where x may be read a little beyond its end.
+  Floats x = random_floats(rows * columns + 15, 4), sums(static_cast<std::size_t>(depth * columns), 0.5F);
+  kernel.accumulate({a.data(), stride}, {x.data(), columns}, rows, depth, columns, sums.data());
+  Close outer;
+  for (int k = 0; k < depth; ++k) {
+    for (int n = 0; n < columns; ++n) {
+      double sum = 0.5;
+      for (std::int64_t r = 0; r < rows; ++r) {
+        sum += static_cast<double>(a[static_cast<std::size_t>(r * stride + k)]) *
+               static_cast<double>(x[static_cast<std::size_t>(r * columns + n)]);
+      }
+      outer.add(sums[static_cast<std::size_t>(k * columns + n)], sum, std::sqrt(static_cast<double>(rows)) + 1.0);
+    }
+  }
+  CHECK(outer.within(2e-6));
+}
+
+// Forward and backward with a prologue and gates, on several threads: results are those of one thread.
+void test_layer(std::int64_t images, std::int64_t pixels, int in, int out, bool gated) {
+  const std::int64_t rows = images * pixels;
+  const Floats x = random_floats(rows * in, 1), weight = random_floats(out * in, 2), scale = random_floats(in, 3),
+               shift = random_floats(in, 4), gates = random_floats(images * in, 5), grad = random_floats(rows * out, 6);
+  const blocks::PointwiseInput input{{x.data(), in}, norm::Prologue::affine_relu,    scale.data(),
+                                     shift.data(),   gated ? gates.data() : nullptr, pixels};
+  Floats results[2];
+  for (int threads = 1; threads <= 2; ++threads) {
+    const blocks::Pointwise layer{rows, in, out, threads};
+    Floats workspace(static_cast<std::size_t>(blocks::workspace_floats(layer)), NAN);
+    Floats y(static_cast<std::size_t>(rows * out)), moments(static_cast<std::size_t>(2 * out)),
+        grad_x(static_cast<std::size_t>(rows * in)), grad_weight(static_cast<std::size_t>(out * in)),
+        grad_affine(static_cast<std::size_t>(2 * in));
+    blocks::pointwise(layer, input, weight.data(), workspace.data(), y.data(), moments.data(), moments.data() + out);
+    blocks::pointwise_backward(layer, {{grad.data(), out}, {nullptr, 0}, nullptr, {nullptr, nullptr, false}}, input,
+                               weight.data(), {nullptr, 0}, workspace.data(),
+                               {grad_x.data(), grad_affine.data(), grad_affine.data() + in, grad_weight.data()});
+    Floats& all = results[threads - 1];
+    for (const Floats* part : {&y, &moments, &grad_x, &grad_weight, &grad_affine}) {
+      all.insert(all.end(), part->begin(), part->end());
+    }
+  }
+  CHECK(results[0] == results[1]);
+  Close close;
+  for (std::int64_t r = 0; r < rows; ++r) {
+    for (int n = 0; n < out; ++n) {
+      double sum = 0.0;
+      for (int k = 0; k < in; ++k) {
+        const auto c = static_cast<std::size_t>(k);
+        const double z = static_cast<double>(x[static_cast<std::size_t>(r * in + k)]) * static_cast<double>(scale[c]) +
+                         static_cast<double>(shift[c]);
+        const double gate = gated ? static_cast<double>(gates[static_cast<std::size_t>(r / pixels * in + k)]) : 1.0;
+        sum += std::max(z, 0.0) * gate * static_cast<double>(weight[static_cast<std::size_t>(n * in + k)]);
+      }
+      close.add(results[0][static_cast<std::size_t>(r * out + n)], sum, std::sqrt(in) + 1.0);
+    }
+  }
+  CHECK(close.within(1e-5));
+}
+
+// Expansion and convolution in one: the same as one after the other, on one thread and on two.
+void test_expand(std::int64_t images, std::int64_t size, int in, int out, int stride) {
+  const std::int64_t rows = images * size * size, out_size = (size - 1) / stride + 1;
+  const Floats x = random_floats(rows * in, 1), weight = random_floats(out * in, 2), scale = random_floats(out, 3),
+               shift = random_floats(out, 4), kernel = random_floats(out * 9, 5);
+  Floats z(static_cast<std::size_t>(rows * out)), moments(static_cast<std::size_t>(2 * out));
+  const blocks::PointwiseInput input{{x.data(), in}, norm::Prologue::none, nullptr, nullptr, nullptr, 1};
+  Floats space(static_cast<std::size_t>(blocks::workspace_floats(blocks::Pointwise{rows, in, out, 1})));
+  blocks::pointwise({rows, in, out, 1}, input, weight.data(), space.data(), z.data(), moments.data(),
+                    moments.data() + out);
+  const blocks::MixconvStorage f32 = blocks::MixconvStorage::float32;
+  blocks::MixconvCall call{f32, f32, images, size, size, stride, {{out, 3, kernel.data(), nullptr}}, {}};
+  call.activation = blocks::MixconvActivation::relu;
+  call.scale = scale.data();
+  call.shift = shift.data();
+  call.x = {z.data(), size * size * out, size * out, out};
+  Floats want(static_cast<std::size_t>(images * out_size * out_size * out));
+  std::vector<char> bytes(blocks::mixconv_workspace_bytes(call, 1));
+  blocks::mixconv_forward(call, {want.data(), out_size * out_size * out, out_size * out, out}, nullptr, bytes.data(),
+                          1);
+  call.x = {};
+  for (int threads = 1; threads <= 2; ++threads) {
+    const blocks::Pointwise expand{rows, in, out, threads};
+    Floats found(static_cast<std::size_t>(2 * out)), y(want.size()), of_y(static_cast<std::size_t>(2 * out));
+    Floats first(static_cast<std::size_t>(blocks::expanded_moments_floats(expand)), NAN);
+    blocks::expanded_moments(expand, {x.data(), in}, weight.data(), first.data(), found.data(), found.data() + out);
+    Close close;
+    for (std::size_t i = 0; i < found.size(); ++i) close.add(found[i], static_cast<double>(moments[i]), in);
+    CHECK(close.within(1e-5));
+    const blocks::ExpandDepthwise layer{expand, {x.data(), in}, weight.data(), call};
+    Floats second(static_cast<std::size_t>(blocks::expand_depthwise_floats(layer)), NAN);
+    blocks::expand_depthwise(layer, second.data(), y.data(), of_y.data(), of_y.data() + out);
+    CHECK(y == want);
+    Close close_of_y;
+    const auto count = static_cast<double>(images * out_size * out_size);
+    for (int c = 0; c < out; ++c) {
+      double sum = 0.0;
+      double squares = 0.0;
+      for (std::size_t i = static_cast<std::size_t>(c); i < y.size(); i += static_cast<std::size_t>(out)) {
+        sum += static_cast<double>(y[i]);
+        squares += static_cast<double>(y[i]) * static_cast<double>(y[i]);
+      }
+      const double mean = sum / count;
+      close_of_y.add(of_y[static_cast<std::size_t>(c)], mean, 1.0);
+      close_of_y.add(of_y[static_cast<std::size_t>(out + c)], squares / count - mean * mean, 1.0 + squares / count);
+    }
+    CHECK(close_of_y.within(1e-5));
+  }
+}
+
+}  // namespace
+
+int main() {
+  const blocks::GemmKernel wide = blocks::gemm_kernel_over<cpu::VecGeneric<16>>("wide");
+  std::vector<const blocks::GemmKernel*> kernels{&wide};
+  for (const cpu::Isa isa : cpu::compiled()) {
+    if (cpu::available(isa)) kernels.push_back(&blocks::gemm_kernel_for(isa));
+  }
+  for (const blocks::GemmKernel* kernel : kernels) {
+    for (const std::int64_t rows : {1, 2, 5, 13, 25}) {
+      for (const int columns : {1, 7, 8, 17, 24, 40, 65}) {
+        for (const int depth : {1, 9, 300}) test_products(*kernel, rows, depth, columns);
+      }
+    }
+  }
+  for (const bool gated : {false, true}) {
+    test_layer(1, 1, 1, 1, gated);
+    test_layer(3, 7, 5, 9, gated);
+    test_layer(5, 90, 24, 33, gated);  // several blocks and sums of weights, borders of images within blocks
+  }
+  test_expand(1, 2, 1, 1, 1);
+  test_expand(5, 7, 5, 19, 2);
+  test_expand(3, 40, 24, 33, 1);  // more than is expanded together
+  return failed_checks == 0 ? 0 : 1;
+}

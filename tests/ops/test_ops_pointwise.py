@@ -1,0 +1,217 @@
+"""The operators of the 1x1 convolution against autograd in float64, over prologues, gates, norms, levels, layouts."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+from greedynas_fast import _core
+from greedynas_fast.ops.pointwise import backward_op, forward_op
+from greedynas_fast.reference.bn_act import ACTIVATIONS
+
+LEVELS = ("portable", "avx2", "avx512")
+TOLERANCE = {torch.float32: 2e-5, torch.bfloat16: 4e-2}  # of the largest value
+EPS = 1e-3
+# Images, rows and columns, channels in and out: odd ones, single ones, several blocks of rows, several panels, a depth
+# that is divided, and images whose borders lie within blocks.
+SHAPES = (
+    ((2, 3, 3), 1, 1),
+    ((3, 5, 2), 3, 5),
+    ((1, 1, 7), 17, 33),
+    ((2, 13, 11), 24, 40),
+    ((3, 20, 9), 300, 16),
+    ((5, 9, 9), 8, 70),
+    ((2, 30, 31), 48, 7),
+)
+
+
+@pytest.fixture(params=LEVELS)
+def level(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    name: str = request.param
+    if not _core.cpu_isa_available(name):
+        pytest.skip(f"this machine has no {name}")
+    monkeypatch.setenv("GREEDYNAS_CPU_ISA", name)
+    return name
+
+
+def channels_last(x: Tensor) -> Tensor:
+    return x.contiguous(memory_format=torch.channels_last)
+
+
+def make(shape: tuple[tuple[int, int, int], int, int], dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
+    (n, height, width), inner, outer = shape
+    generator = torch.Generator().manual_seed(inner)
+
+    def randn(*size: int) -> Tensor:
+        return torch.randn(size, generator=generator)
+
+    return {
+        "x": channels_last(randn(n, inner, height, width).to(dtype)),
+        "weight": (randn(outer, inner, 1, 1) / inner**0.5).to(dtype),
+        "scale_shift": randn(2, inner),
+        "gates": randn(n, inner).sigmoid(),
+        "norm_weight": randn(outer),
+        "norm_bias": randn(outer),
+        "grad": channels_last(randn(n, outer, height, width).to(dtype)),
+        "add": channels_last(randn(n, inner, height, width).to(dtype)),
+    }
+
+
+def read(x: Tensor, scale_shift: Tensor | None, prologue: str, gates: Tensor | None) -> Tensor:
+    a = x
+    if scale_shift is not None:
+        a = ACTIVATIONS[prologue](x * scale_shift[0, :, None, None] + scale_shift[1, :, None, None])
+    return a if gates is None else a * gates[:, :, None, None]
+
+
+def same(got: Tensor, want: Tensor, dtype: torch.dtype, what: str) -> None:
+    assert got.shape == want.shape, what
+    scale = max(1.0, float(want.abs().max())) if want.numel() else 1.0
+    torch.testing.assert_close(got.double(), want, rtol=0, atol=TOLERANCE[dtype] * scale, msg=lambda m: f"{what}: {m}")
+
+
+def check(given: dict[str, Tensor], prologue: str, gated: bool, norm: str, added: bool) -> None:
+    """norm: none, batch (through its moments), constant, or scaled (batch, and the gradient multiplied before)."""
+    dtype = given["x"].dtype
+    scale_shift = given["scale_shift"] if prologue else None
+    gates = given["gates"] if gated else None
+    y, moments = forward_op(given["x"], given["weight"], scale_shift, prologue, gates, True)
+    exact = {name: value.double().requires_grad_() for name, value in given.items()}
+    a = read(exact["x"], exact["scale_shift"] if prologue else None, prologue, exact["gates"] if gated else None)
+    wanted = torch.nn.functional.conv2d(a, exact["weight"])
+    same(y, wanted.detach(), dtype, "y")
+    variance, mean = torch.var_mean(wanted.detach(), (0, 2, 3), correction=0)
+    same(moments, torch.stack((mean, variance)), dtype, "moments")
+    if y.numel() // y.shape[1] == 1:
+        return
+
+    layer: tuple[Any, ...] = (None, None, None, 0.0, None, False)
+    result, grad = wanted, given["grad"]
+    if norm != "none":
+        batch = (None, None, True) if norm != "constant" else (mean, variance, False)
+        affine = (exact["norm_weight"], exact["norm_bias"])
+        result = torch.nn.functional.batch_norm(wanted, *batch[:2], *affine, training=batch[2], eps=EPS)
+        known = torch.autograd.grad(result, affine, grad.double(), retain_graph=True)
+        layer = (y, moments, given["norm_weight"], EPS, torch.stack(known).float(), norm == "scaled")
+        if norm == "constant":
+            layer = (*layer[:4], None, False)
+    through = torch.autograd.grad(
+        result, (a, exact["x"], exact["weight"], exact["scale_shift"]), grad.double(), allow_unused=True
+    )
+    if norm == "scaled":
+        factor = given["norm_weight"].double() / (variance + EPS).sqrt()
+        grad = (grad.double() * factor[:, None, None]).to(dtype)
+    add = given["add"] if added else None
+    grad_x, grad_weight, grad_scale_shift = backward_op(
+        grad, *layer, given["x"], given["weight"], scale_shift, prologue, gates, add
+    )
+    plain = not prologue or gated
+    same(grad_x, through[0 if plain else 1] + (0 if add is None else add.double()), dtype, "grad x")
+    same(grad_weight, through[2], dtype, "grad weight")
+    if plain:
+        assert grad_scale_shift.numel() == 0
+    else:
+        same(grad_scale_shift, through[3], dtype, "grad scale and shift")
+
+
+@pytest.mark.usefixtures("level")
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_matches_autograd(shape: tuple[tuple[int, int, int], int, int]) -> None:
+    given = make(shape)
+    for prologue, gated, norm in itertools.product(
+        ("", "identity", "relu", "hard_swish", "silu"), (False, True), ("none", "batch", "constant", "scaled")
+    ):
+        check(given, prologue, gated, norm, added=(not prologue or gated) and norm != "none")
+
+
+@pytest.mark.parametrize("norm", ["none", "batch", "constant", "scaled"])
+def test_bf16(norm: str) -> None:
+    given = make(((2, 8, 8), 24, 16), torch.bfloat16)
+    for prologue, gated in itertools.product(("", "hard_swish"), (False, True)):
+        check(given, prologue, gated, norm, added=not prologue)
+
+
+def test_moments_far_from_zero() -> None:
+    """Their differences are small against the values themselves."""
+    given = make(((4, 16, 16), 8, 24))
+    x = channels_last(given["x"] * 1e-2 + 100)
+    y, moments = forward_op(x, given["weight"], None, "", None, True)
+    variance, mean = torch.var_mean(y.double(), (0, 2, 3), correction=0)
+    torch.testing.assert_close(moments.double(), torch.stack((mean, variance)), rtol=1e-5, atol=0)
+
+
+def test_threads_do_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
+    given = make(((8, 20, 20), 40, 24))
+    results = []
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(4)
+        for threads in ("1", "2", "4"):
+            monkeypatch.setenv("GREEDYNAS_NUM_THREADS", threads)
+            inputs = (given["x"], given["weight"], given["scale_shift"], "hard_swish", None)
+            grads = backward_op(given["grad"], None, None, None, 0.0, None, False, *inputs, None)
+            results.append((*forward_op(*inputs, True), *grads))
+    finally:
+        torch.set_num_threads(before)
+    assert all(torch.equal(a, b) for other in results[1:] for a, b in zip(results[0], other, strict=True))
+
+
+def test_an_image_does_not_depend_on_the_others() -> None:
+    given = make(((6, 9, 9), 24, 40))
+    inputs = (given["weight"], given["scale_shift"], "hard_swish", None, False)
+    whole, _ = forward_op(given["x"], *inputs)
+    assert torch.equal(whole[2:4], forward_op(given["x"][2:4], *inputs)[0])
+
+
+def test_layouts() -> None:
+    given = make(((2, 6, 5), 24, 8))
+    wide = channels_last(torch.full((2, 40, 6, 5), torch.nan))
+    wide[:, 9:33] = given["x"]
+    wanted, _ = forward_op(given["x"], given["weight"], None, "", None, False)
+    gradients = backward_op(
+        given["grad"], None, None, None, 0.0, None, False, given["x"], given["weight"], None, "", None, None
+    )
+    for x in (given["x"].contiguous(), wide[:, 9:33]):
+        assert torch.equal(forward_op(x, given["weight"], None, "", None, False)[0], wanted)
+        grad = given["grad"].contiguous()
+        found = backward_op(grad, None, None, None, 0.0, None, False, x, given["weight"], None, "", None, None)
+        assert all(torch.equal(a, b) for a, b in zip(found, gradients, strict=True))
+
+
+def test_empty_batch() -> None:
+    x, weight = channels_last(torch.empty(0, 8, 4, 4)), torch.ones(5, 8, 1, 1)
+    y, moments = forward_op(x, weight, None, "", None, True)
+    assert y.shape == (0, 5, 4, 4)
+    assert not moments.any()
+    _, grad_weight, _ = backward_op(y, None, None, None, 0.0, None, False, x, weight, None, "", None, None)
+    assert not grad_weight.any()
+
+
+@pytest.mark.parametrize("gated", [False, True])
+def test_operators(gated: bool) -> None:
+    given = make(((2, 3, 4), 8, 5))
+    inputs = (given["x"], given["weight"], given["scale_shift"], "relu", given["gates"] if gated else None)
+    torch.library.opcheck(forward_op, (*inputs, True))
+    y, moments = forward_op(*inputs, True)
+    norm = (y, moments, given["norm_weight"], EPS, given["norm_weight"].repeat(2, 1), True)
+    torch.library.opcheck(backward_op, (given["grad"], *norm, *inputs, None))
+    known = torch.ops.greedynas.bn_known.default
+    torch.library.opcheck(known, (given["scale_shift"].abs(), given["scale_shift"], EPS))
+    gradient = torch.ops.greedynas.bn_statistics_gradient.default
+    torch.library.opcheck(gradient, (given["scale_shift"].abs(), given["gates"][0], given["scale_shift"], EPS, 24))
+
+
+def test_floating_point_operations() -> None:
+    given = make(((2, 3, 4), 8, 5))
+    inputs = (given["x"], given["weight"], None, "", None)
+    with FlopCounterMode(display=False) as counter:
+        forward_op(*inputs, False)
+    assert counter.get_total_flops() == 2 * 2 * 12 * 8 * 5
+    with FlopCounterMode(display=False) as counter:
+        backward_op(given["grad"], None, None, None, 0.0, None, False, *inputs, None)
+    assert counter.get_total_flops() == 2 * 2 * 2 * 12 * 8 * 5

@@ -28,6 +28,8 @@ MEASUREMENTS = {
     "squeeze_excite": "images a second through squeeze-and-excitation, both ways",
     "block": "images a second through an inverted residual, forward and backward",
     "supernet_step": "images a second through steps of supernet training",
+    "step_overhead": "milliseconds of a step's update and bookkeeping",
+    "score_paths": "paths scored a second on the supernet",
 }
 
 

@@ -89,7 +89,6 @@ class _Trainer:
         self.labels = torch.randint(space.num_classes, (batch,), generator=generator)
 
     def backward(self, path: Paths) -> Tensor:
-        self.bank.zero_grad(path)
         logits = self.net(self.images, path)
         torch.autograd.backward(F.cross_entropy(logits, self.labels))
         return logits.detach()  # type: ignore[no-any-return]
@@ -101,9 +100,12 @@ class _Trainer:
             self.optimizer.step(path, LEARNING_RATE)
 
     def results(self, path: Paths) -> Results:
-        """What a backward pass computes."""
+        """What a backward pass computes; no gradient is left."""
         logits = self.backward(path)
-        return _results(logits, nn.ModuleList([self.net.stem, *self.net.operations(path), self.net.head]))
+        found = _results(logits, nn.ModuleList([self.net.stem, *self.net.operations(path), self.net.head]))
+        copied = {group: [tensor.clone() for tensor in tensors] for group, tensors in found.items()}
+        self.bank.zero_grad(path)
+        return copied
 
     def literal_results(self, path: Paths) -> Results:
         """The same by torch's layers in float64; nothing changes here."""

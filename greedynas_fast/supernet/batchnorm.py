@@ -12,8 +12,21 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from greedynas_fast.errors import InputError
 
 
-def _batch_norms(module: nn.Module) -> list[_BatchNorm]:
+def batch_norms(module: nn.Module) -> list[_BatchNorm]:
+    """All batch norms of `module`, in the order of its parts."""
     return [part for part in module.modules() if isinstance(part, _BatchNorm)]
+
+
+@contextmanager
+def evaluation_mode(module: nn.Module) -> Iterator[None]:
+    """Eval mode within the context; at exit every part has the mode it had."""
+    modes = [(part, part.training) for part in module.modules()]
+    module.eval()
+    try:
+        yield
+    finally:
+        for part, training in modes:
+            part.training = training
 
 
 @contextmanager
@@ -25,7 +38,7 @@ def batch_statistics(module: nn.Module) -> Iterator[None]:
     Args:
         module: whose batch norms are meant; do not change its mode within the context.
     """
-    norms = _batch_norms(module)
+    norms = batch_norms(module)
     flags = [(norm.training, norm.track_running_stats) for norm in norms]
     try:
         for norm in norms:
@@ -54,7 +67,7 @@ def recalibrate(network: nn.Module, images: Iterable[Tensor]) -> None:
     first = next(batches, None)
     if first is None:
         raise InputError("images: expected at least one batch to recalibrate batch norm, got none")
-    norms = _batch_norms(network)
+    norms = batch_norms(network)
     momenta = [norm.momentum for norm in norms]
     network.eval()
     try:

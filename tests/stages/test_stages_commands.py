@@ -109,10 +109,10 @@ def test_the_search(finished: Path, space: spaces.SearchSpace) -> None:
         assert (row["macs"], row["params"]) == (space.cost(path).macs, space.cost(path).params)
         assert 0 <= row["accuracy"] <= 1
     best = json.loads((finished / "best.json").read_text())
-    top = max(found, key=lambda row: (row["accuracy"], -row["macs"], -row["index"]))
-    assert {key: best[key] for key in ("path", "names", "accuracy", "macs", "params")} == {
-        key: top[key] for key in ("path", "names", "accuracy", "macs", "params")
-    }
+    highest = max((row["accuracy"], -row["macs"]) for row in found)
+    equals = [row for row in found if (row["accuracy"], -row["macs"]) == highest]
+    keys = ("path", "names", "accuracy", "macs", "params")
+    assert {key: best[key] for key in keys} in [{key: row[key] for key in keys} for row in equals]
     assert (best["source"], best["space"]) == ("search", "tiny")
     assert best["next"] == "greedynas-fast retrain run"
 
@@ -309,9 +309,10 @@ def test_another_seed_is_another_run(config: Path, here: Path, finished: Path) -
     changed = differences(outcome(RUN), outcome(finished))
     assert {"train", "retrain", "paths.txt", "search.jsonl", "retrain/model.safetensors", "metrics"} <= set(changed)
     weights = [newest(folder, "train")["supernet"] for folder in (RUN, finished)]
-    assert all(
-        not torch.equal(weights[0][name], weights[1][name]) for name in weights[0] if name.endswith("conv_pw.weight")
-    )
+    # The two have merged different operations.
+    both = {name for name in weights[0].keys() & weights[1].keys() if name.endswith("conv_pw.weight")}
+    assert both
+    assert all(not torch.equal(weights[0][name], weights[1][name]) for name in both)
 
 
 def test_a_longer_log_interval_changes_no_weight(config: Path, here: Path, finished: Path) -> None:

@@ -6,7 +6,8 @@ Everything that a step depends on is in `state_dict`; all randomness is a pure f
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -24,7 +25,7 @@ from greedynas_fast.sampling import FilterSampler, PathBatch, UniformSampler
 from greedynas_fast.spaces import SearchSpace
 from greedynas_fast.stages.filter_update import TRAINING_STREAM, FilterUpdate, FilterUpdater
 from greedynas_fast.stages.schedule import Schedule
-from greedynas_fast.supernet import BankSGD, ParameterBank, Supernet
+from greedynas_fast.supernet import BankSGD, ParameterBank, Supernet, compact, load_checkpoint
 
 Paths = npt.NDArray[np.uint8]
 
@@ -33,7 +34,9 @@ class Algorithm1:
     """The state of a supernet training and its two moves, `train_step` and `update_filter`.
 
     Attributes:
-        net: the supernet.
+        net: the supernet; operations that were merged into others have left it.
+        bank: its parameters; a new one after each update that merges operations.
+        optimizer: of the bank, new with it.
         schedule: when what is done.
         step: steps done.
         updates: filter updates done.
@@ -68,12 +71,10 @@ class Algorithm1:
         self.net.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         use_backend(self.net, config.backend)
         self.net.train()  # once: walking all modules at every step would cost more than a small step itself
-        self.bank = ParameterBank(self.net)
-        train = config.train
-        self.optimizer = BankSGD(self.bank, train.momentum, train.weight_decay, clip_norm=train.grad_clip)
+        self._use(ParameterBank(self.net))
         self.sampling = Stopwatch()
         self.updater = FilterUpdater(
-            space, train, config.filter, config.seed, lambda paths: score(self.net, paths), self.sampling
+            space, config.train, config.filter, config.seed, lambda paths: score(self.net, paths), self.sampling
         )
         self.step = 0
         self.updates = 0
@@ -94,6 +95,12 @@ class Algorithm1:
     def removed(self) -> int:
         """Operations merged away so far."""
         return int(self.space.allowed.sum() - self.allowed.sum())
+
+    @property
+    def bank_mb(self) -> float:
+        """Parameters, gradients and the optimizer's state in megabytes (10^6 bytes)."""
+        held = (self.bank.data, self.bank.grad, *self.optimizer.state_dict().values())
+        return sum(tensor.nbytes for tensor in held) / 1e6
 
     @property
     def update_due(self) -> bool:
@@ -117,7 +124,7 @@ class Algorithm1:
             The loss (with label smoothing) and the number of correct predictions, as scalars on the device.
 
         Raises:
-            InputError: the loss is not finite; nothing has been changed by this step.
+            InputError: the loss, or with `grad_clip` a gradient, is not finite; nothing has been changed by this step.
         """
         path = self.next_path()
         # Dropout draws from the global generator: seeded by the step, it does not depend on where the run was resumed.
@@ -125,24 +132,30 @@ class Algorithm1:
         logits = self.net(images, path)
         loss = functional.cross_entropy(logits, labels, label_smoothing=self.config.train.label_smoothing)
         if not torch.isfinite(loss):
-            raise InputError(
-                f"train: the loss is {loss.item()} at step {self.step + 1} (epoch {self.schedule.epoch(self.step)}, "
-                f"path {self.space.format(path, 'digits')}); a smaller train.lr or train.grad_clip may help."
-            )
-        self.bank.zero_grad(path)
+            raise self._diverged(f"the loss is {loss.item()}", path)
         loss.backward()  # type: ignore[no-untyped-call]
-        self.optimizer.step(path, self.schedule.lr(self.step))
+        if not self.optimizer.step(path, self.schedule.lr(self.step)):
+            raise self._diverged("a gradient is not finite", path)
         self._queue = self._queue[1:]
         self.step += 1
         if self.step >= self.schedule.total_steps:
             self.stop_reason = f"all {self.config.train.epochs} epochs are done"
         return loss.detach(), (logits.detach().argmax(dim=1) == labels).sum()
 
+    def _diverged(self, what: str, path: tuple[int, ...]) -> InputError:
+        return InputError(
+            f"train: {what} at step {self.step + 1} (epoch {self.schedule.epoch(self.step)}, "
+            f"path {self.space.format(path, 'digits')}); a smaller train.lr or train.grad_clip may help."
+        )
+
     def update_filter(self) -> FilterUpdate:
         """Train a new filter on the supernet as it is, merge operations, look whether to stop (Alg. 1, lines 8-12)."""
         epoch = self.schedule.epoch(self.step)
         update = self.updater.update(self.updates, self.schedule.q(epoch), self.allowed, self.trained)
         self.updates += 1
+        before = self.bank_mb
+        self._compact(update.allowed)
+        update = replace(update, row={**update.row, "bank_mb_before": before, "bank_mb": self.bank_mb})
         self.trained, self.allowed = update.trained, update.allowed
         self.kappa = update.row["kappa"]
         self._queue = self._queue[:0]
@@ -169,15 +182,35 @@ class Algorithm1:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on where the training that gave `state` stood; the space must be the same (the caller checks)."""
-        self.net.load_state_dict(state["supernet"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        """Go on where the training that gave `state` stood; the space must be the same (the caller checks).
+
+        Raises:
+            InputError: `state` needs operations that this training has merged already; a new training takes it.
+        """
+        allowed = state["allowed"].numpy()
+        if (allowed & ~self.net.allowed).any():
+            raise InputError("state: it has operations that this training has merged; load it into a new training")
+        self._use(*load_checkpoint(self.bank, state["supernet"], state["optimizer"], allowed))
         self.step, self.updates = state["step"], state["updates"]
-        self.allowed = state["allowed"].numpy()
+        self.allowed = allowed
         self.trained = None if state["filter"] is None else TrainedFilter.from_state_dict(state["filter"])
         self.acceptance, self.fallbacks, self.kappa = state["acceptance"], state["fallbacks"], state["kappa"]
         self.stop_reason = state["stop_reason"]
         self._queue = state["queue"].numpy()
+
+    def _use(self, bank: ParameterBank, buffers: Mapping[str, Tensor] | None = None) -> None:
+        """Go on with this bank and an optimizer of its own, whose state is `buffers` if there are any."""
+        train = self.config.train
+        self.bank = bank
+        self.optimizer = BankSGD(bank, train.momentum, train.weight_decay, clip_norm=train.grad_clip)
+        if buffers is not None:
+            self.optimizer.load_state_dict(dict(buffers))
+
+    def _compact(self, allowed: npt.NDArray[np.bool_]) -> None:
+        """Free what operations hold that no path will use again."""
+        bank, buffers = compact(self.bank, allowed, self.optimizer.state_dict())
+        if bank is not self.bank:
+            self._use(bank, buffers)
 
     def _fill_queue(self) -> None:
         """Draw the paths of all steps up to the next update."""

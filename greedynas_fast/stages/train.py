@@ -269,9 +269,10 @@ def _sentence(update: FilterUpdate, epoch: int) -> str:
         )
     auroc = "-" if row["auroc"] is None else f"{row['auroc']:.3f}"
     steady = "" if row["agreement"] is None else f", agreement {row['agreement']:.3f}, kappa {row['kappa']:.3f}"
+    freed = f", parameter bank {row['bank_mb_before']:.3g} -> {row['bank_mb']:.3g} MB" if row["merges"] else ""
     return (
         f"epoch {epoch}: q {row['q']:.3f}, filter AUROC {auroc}{steady}, "
-        f"{len(row['merges'])} operations merged ({row['removed_total']} in all)"
+        f"{len(row['merges'])} operations merged ({row['removed_total']} in all){freed}"
     )
 
 

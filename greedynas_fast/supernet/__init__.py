@@ -7,6 +7,7 @@ and the scoring of paths live here. Which paths are trained or scored is decided
 
 from greedynas_fast.supernet.bank import Block, ParameterBank
 from greedynas_fast.supernet.batchnorm import batch_statistics, recalibrate
+from greedynas_fast.supernet.compaction import compact, load_checkpoint
 from greedynas_fast.supernet.network import Network
 from greedynas_fast.supernet.optimizer import BankSGD
 from greedynas_fast.supernet.scoring import PathScores, score_paths
@@ -20,7 +21,9 @@ __all__ = [
     "PathScores",
     "Supernet",
     "batch_statistics",
+    "compact",
     "extract",
+    "load_checkpoint",
     "recalibrate",
     "score_paths",
 ]

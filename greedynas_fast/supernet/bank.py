@@ -1,7 +1,8 @@
 """One flat buffer for all parameters of a supernet, so that a step touches the operations of its path and nothing else.
 
 Order: stem and head (layer -1), then (layer, operation). Each of them is one contiguous block, in which the parameters
-with weight decay come before those without (batch norm and biases).
+with weight decay come before those without (batch norm and biases). Operations without parameters, and those that have
+left the supernet, have empty blocks.
 """
 
 from __future__ import annotations
@@ -42,6 +43,11 @@ class _Slot:
 
     def view(self, buffer: Tensor) -> Tensor:
         return buffer.as_strided(self.parameter.shape, self.stride, self.offset)
+
+
+def room(parameter: Tensor) -> int:
+    """Floats that a parameter takes in a bank, padding included."""
+    return -(-parameter.numel() // _ALIGNMENT) * _ALIGNMENT
 
 
 class ParameterBank:
@@ -99,7 +105,7 @@ class ParameterBank:
         # A clone that preserves the memory format has dense strides even where the parameter is a view.
         stride = torch.empty_like(parameter, device="meta").stride()
         self._slots.append(_Slot(name, parameter, self._end, stride))
-        self._end += -(-parameter.numel() // _ALIGNMENT) * _ALIGNMENT
+        self._end += room(parameter)
 
     @torch.no_grad()
     def _move_in(self) -> None:

@@ -4,26 +4,41 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable
-from typing import cast
+from typing import Any, cast
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from greedynas_fast.errors import InputError
 from greedynas_fast.nn import Head, Stem, build_operation, initialise
 from greedynas_fast.spaces import SearchSpace
 from greedynas_fast.supernet.choices import Path, choices
 from greedynas_fast.supernet.network import Network
 
 
+class Removed(nn.Module):
+    """Stands where an operation was that has left the supernet, so that the others keep their indices and keys."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Cannot run; `Supernet.choices` refuses such a path before it comes to this."""
+        raise InputError("supernet: this operation has been removed")
+
+    def _load_from_state_dict(self, *args: Any) -> None:
+        """Whatever a state dict holds for the operation is ignored."""
+
+
 class Supernet(nn.Module):
     """All operations of a search space, sharing stem and head.
 
-    State-dict keys: `stem.*`, `layers.<layer>.<op>.*`, `head.*`.
+    State-dict keys: `stem.*`, `layers.<layer>.<op>.*`, `head.*`. Operations can leave (`keep`): they have no keys then,
+    and what a state dict from before holds for them is ignored. `compaction.load_checkpoint` is for the other way.
 
     Attributes:
         space: the search space.
         stem: before the first searchable layer.
-        layers: [layer][op] modules.
+        layers: [layer][op] modules; `Removed` where an operation has left.
         head: after the last searchable layer.
 
     Args:
@@ -35,6 +50,7 @@ class Supernet(nn.Module):
         super().__init__()
         self.space = space
         self._num_ops = space.num_ops
+        self._removed: frozenset[tuple[int, int]] = frozenset()
         # On the meta device PyTorch's own initialisation costs nothing and draws nothing from the global generators.
         with torch.device("meta"):
             self.stem = Stem(space.stem, space.in_channels)
@@ -48,13 +64,50 @@ class Supernet(nn.Module):
         self.to_empty(device="cpu")
         initialise(self, torch.Generator().manual_seed(seed))
 
+    @property
+    def allowed(self) -> NDArray[np.bool_]:
+        """Mask bool [L, max_ops] of the operations that are there; a fresh copy each time."""
+        mask = self.space.allowed
+        for layer, op in self._removed:
+            mask[layer, op] = False
+        return mask
+
+    def keep(self, allowed: NDArray[np.bool_]) -> None:
+        """Let all other operations leave: their modules give way to `Removed`; no path can use them any more.
+
+        A parameter bank made before holds on to their parameters; `compaction.compact` makes one that does not.
+
+        Args:
+            allowed: bool [L, max_ops], operations that stay. One that has left before does not come back.
+
+        Raises:
+            InputError: another shape or type, or a layer would lose all its operations. Nothing has left then.
+        """
+        before = self.allowed
+        if allowed.shape != before.shape or allowed.dtype != np.bool_:
+            raise InputError(
+                f"allowed: expected a bool array {list(before.shape)}, got {allowed.dtype} {list(allowed.shape)}"
+            )
+        empty = np.flatnonzero(~(before & allowed).any(axis=1))
+        if len(empty):
+            raise InputError(f"allowed: layer {empty[0]} would have no operation left")
+        leaving = [(int(layer), int(op)) for layer, op in np.argwhere(before & ~allowed)]
+        for layer, op in leaving:
+            cast("nn.ModuleList", self.layers[layer])[op] = Removed().train(self.training)
+        self._removed = self._removed.union(leaving)
+
     def choices(self, path: Path) -> tuple[int, ...]:
         """The operation index of every layer as plain integers.
 
         Raises:
-            InputError: a path that the space does not have.
+            InputError: a path that the space does not have, or one through an operation that has left.
         """
-        return choices(path, self._num_ops)
+        found = choices(path, self._num_ops)
+        if self._removed and not self._removed.isdisjoint(enumerate(found)):
+            layer, op = min(self._removed.intersection(enumerate(found)))
+            name = self.space.ops[layer][op]
+            raise InputError(f"path: operation {op} of layer {layer}, {name}, has been removed from the supernet")
+        return found
 
     def operations(self, path: Path) -> list[nn.Module]:
         """The modules that `path` runs between stem and head, one a layer."""

@@ -67,6 +67,22 @@ def test_warm_up_is_uniform_and_unfiltered(config: Path, here: Path) -> None:
     assert 25 < chi2 < 110
 
 
+def test_a_gradient_that_is_not_finite_stops_the_training(config: Path, here: Path) -> None:
+    with opened(config, train__grad_clip=1.0) as context:
+        algorithm = build(context)
+        space = algorithm.space
+        images, labels = torch.randn(8, space.in_channels, 16, 16), torch.arange(8) % space.num_classes
+        before = algorithm.bank.data.clone()
+        hook = algorithm.net.head.register_full_backward_hook(lambda module, grads, _: (grads[0] * torch.inf,))
+        with pytest.raises(InputError, match=r"a gradient is not finite at step 1 \(epoch 0, path \d+\)"):
+            algorithm.train_step(images, labels)
+        hook.remove()
+        assert torch.equal(algorithm.bank.data, before)
+        assert algorithm.step == 0
+        algorithm.train_step(images, labels)
+        assert not torch.equal(algorithm.bank.data, before)
+
+
 @pytest.mark.parametrize("max_proposals", [1000, 1])
 def test_trained_paths_are_allowed_and_pass_the_filter(config: Path, here: Path, max_proposals: int) -> None:
     log: list[str] = []
@@ -271,8 +287,13 @@ def test_inactive_operations_do_not_move(config: Path, here: Path) -> None:
             old = algorithm.optimizer.momentum_buffer.clone()
             path, step = algorithm.next_path(), algorithm.step
             if next(progress) is not None:
-                # An update trains the filter and nothing of the supernet.
-                assert plain(algorithm.state_dict())["supernet"] == before["supernet"]
+                # An update trains the filter and nothing of the supernet; merged operations leave it.
+                left = plain(algorithm.state_dict())["supernet"]
+                gone = before["supernet"].keys() - left.keys()
+                assert {(int(layer), int(op)) for _, layer, op, *_ in (name.split(".") for name in gone)} == {
+                    (layer, op) for layer, op in np.argwhere(context.space.allowed & ~algorithm.allowed)
+                }
+                assert left == {name: value for name, value in before["supernet"].items() if name not in gone}
                 continue
             assert algorithm.step == step + 1
             after = algorithm.state_dict()

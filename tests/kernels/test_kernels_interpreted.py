@@ -1,0 +1,28 @@
+"""Runs the `interpreted_*.py` files beside it, each in a process whose Triton interprets kernels on the CPU.
+
+Triton reads TRITON_INTERPRET when it is imported, and an interpreted Triton compiles nothing: hence processes of their
+own. To run one by hand: `TRITON_INTERPRET=1 pytest tests/kernels/interpreted_pointwise.py`.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+FILES = sorted(Path(__file__).parent.glob("interpreted_*.py"))
+
+
+@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_interpreted(path: Path) -> None:
+    # Triton 3.6 turns arrays of one element to scalars in a way that numpy has deprecated.
+    allowed = ["-W", "ignore:Conversion of an array:DeprecationWarning"]
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *allowed, str(path)]
+    environment = os.environ | {"TRITON_INTERPRET": "1"}
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=path.parents[2], check=False)
+    assert result.returncode == 0, result.stdout[-8000:] + result.stderr[-2000:]

@@ -22,7 +22,8 @@ FILES = sorted(Path(__file__).parent.glob("interpreted_*.py"))
 def test_interpreted(path: Path) -> None:
     # Triton 3.6 turns arrays of one element to scalars in a way that numpy has deprecated.
     allowed = ["-W", "ignore:Conversion of an array:DeprecationWarning"]
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *allowed, str(path)]
+    # -P: the package is the installed one, not the sources in the working directory, which have no compiled core.
+    command = [sys.executable, "-P", "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *allowed, str(path)]
     environment = os.environ | {"TRITON_INTERPRET": "1"}
     result = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=path.parents[2], check=False)
     assert result.returncode == 0, result.stdout[-8000:] + result.stderr[-2000:]

@@ -11,13 +11,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from greedynas_fast import _core
 from greedynas_fast.errors import InputError
 from greedynas_fast.reference import bn_act as reference
 
 ops = importlib.import_module("greedynas_fast.ops.bn_act")  # not the function of that name
 
-LEVELS = ("portable", "avx2", "avx512", "amx")
 ACTIVATIONS = ("identity", "relu", "hard_swish", "silu")
 RESIDUALS = (False, True)
 # Float32 sums of some hundred values, each within a few units in the last place; bf16 has 8 bits.
@@ -34,15 +32,6 @@ SHAPES = (
     (2, 4, 1, 1),
 )
 BIG = ((2, 600, 12, 11), (3, 16, 45, 60))  # more than one chunk; without and with prefetching
-
-
-@pytest.fixture(params=LEVELS)
-def level(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    name: str = request.param
-    if not _core.cpu_isa_available(name):
-        pytest.skip(f"this machine has no {name}")
-    monkeypatch.setenv("GREEDYNAS_CPU_ISA", name)
-    return name
 
 
 @pytest.fixture(autouse=True)

@@ -9,13 +9,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from greedynas_fast import _core
 from greedynas_fast.ops import expand_depthwise
 from greedynas_fast.ops.inverted_residual import Gate, Norm, inverted_residual
 from greedynas_fast.reference.bn_act import ACTIVATIONS
 from greedynas_fast.reference.inverted_residual import inverted_residual as reference
 
-LEVELS = ("portable", "avx2", "avx512")
 # Images, rows and columns, channels, channels of each group. Single pixels, odd widths, several images together, some
 # that are larger than what is expanded together, several parts of rows.
 SHAPES = (
@@ -25,15 +23,6 @@ SHAPES = (
     ((5, 37, 30), 24, (50, 46)),
     ((20, 9, 9), 8, (24,)),
 )
-
-
-@pytest.fixture(params=LEVELS)
-def level(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    name: str = request.param
-    if not _core.cpu_isa_available(name):
-        pytest.skip(f"this machine has no {name}")
-    monkeypatch.setenv("GREEDYNAS_CPU_ISA", name)
-    return name
 
 
 def channels_last(x: Tensor) -> Tensor:

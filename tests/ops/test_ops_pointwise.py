@@ -10,11 +10,9 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from greedynas_fast import _core
 from greedynas_fast.ops.pointwise import backward_op, forward_op
 from greedynas_fast.reference.bn_act import ACTIVATIONS
 
-LEVELS = ("portable", "avx2", "avx512")
 TOLERANCE = {torch.float32: 2e-5, torch.bfloat16: 4e-2}  # of the largest value
 EPS = 1e-3
 # Images, rows and columns, channels in and out: odd ones, single ones, several blocks of rows, several panels, a depth
@@ -28,15 +26,6 @@ SHAPES = (
     ((5, 9, 9), 8, 70),
     ((2, 30, 31), 48, 7),
 )
-
-
-@pytest.fixture(params=LEVELS)
-def level(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    name: str = request.param
-    if not _core.cpu_isa_available(name):
-        pytest.skip(f"this machine has no {name}")
-    monkeypatch.setenv("GREEDYNAS_CPU_ISA", name)
-    return name
 
 
 def channels_last(x: Tensor) -> Tensor:

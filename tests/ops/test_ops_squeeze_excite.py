@@ -12,26 +12,15 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from greedynas_fast import _core
 from greedynas_fast.errors import InputError
 from greedynas_fast.reference import squeeze_excite as reference
 
 ops = importlib.import_module("greedynas_fast.ops.squeeze_excite")  # not the function of that name
 
-LEVELS = ("portable", "avx2", "avx512", "amx")
 # Float32 sums of some hundred values; bf16 has 8 bits.
 TOLERANCE = {torch.float32: 2e-5, torch.bfloat16: 2e-2}
 SHAPES = ((2, 1, 3, 3), (2, 3, 5, 2), (3, 6, 4, 1), (2, 8, 7, 7), (1, 20, 9, 5), (5, 50, 1, 1), (2, 600, 13, 11))
 NAMES = ("x", "reduce_weight", "reduce_bias", "expand_weight", "expand_bias")
-
-
-@pytest.fixture(params=LEVELS)
-def level(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    name: str = request.param
-    if not _core.cpu_isa_available(name):
-        pytest.skip(f"this machine has no {name}")
-    monkeypatch.setenv("GREEDYNAS_CPU_ISA", name)
-    return name
 
 
 @pytest.fixture(autouse=True)

@@ -1,0 +1,15 @@
+"""What the tests of operations share."""
+
+import pytest
+
+from greedynas_fast import _core
+
+
+@pytest.fixture(params=("portable", "avx2", "avx512", "amx"))
+def level(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The CPU level that the core is held to, one after the other; those that this machine lacks are skipped."""
+    name: str = request.param
+    if not _core.cpu_isa_available(name):
+        pytest.skip(f"this machine has no {name}")
+    monkeypatch.setenv("GREEDYNAS_CPU_ISA", name)
+    return name

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, cast
 
+import torch
 from timm.layers import BatchNormAct2d, DropPath, MixedConv2d
 from timm.models._efficientnet_blocks import DepthwiseSeparableConv, InvertedResidual, SqueezeExcite
 from torch import Tensor, nn
@@ -76,9 +77,9 @@ def _run_block(block: Any, x: Tensor) -> Tensor:
     drops = block.has_skip and not isinstance(block.drop_path, nn.Identity)
     y = run_inverted_residual(
         x,
-        (pointwise[0], norms[0]) if len(pointwise) == 2 else None,
+        (_pointwise_weight(pointwise[0]), norms[0]) if len(pointwise) == 2 else None,
         (convs, norms[-2]),
-        (pointwise[-1], norms[-1]),
+        (_pointwise_weight(pointwise[-1]), norms[-1]),
         gate_of(block.se) if isinstance(block.se, SqueezeExcite) else None,
         activation=norms[-2].act,
         residual=block.has_skip and not drops,
@@ -93,6 +94,19 @@ def _pointwise_and_norms(block: Any) -> tuple[list[Any], list[Any]]:
     return [block.conv_pw, block.conv_pwl], [block.bn1, block.bn2, block.bn3]
 
 
+def _pointwise_weight(conv: nn.Module) -> Tensor:
+    """The weight [C_out, C_in, 1, 1] of a convolution that `_runs_pointwise` accepts.
+
+    The groups of a mixed one become blocks of a matrix with zeros elsewhere. The products with zeros cost less than to
+    split, to convolve each group by itself and to join what comes out, and the block stays one operation.
+    """
+    if isinstance(conv, MixedConv2d):
+        parts = cast("list[nn.Conv2d]", list(conv.children()))
+        matrix: Tensor = torch.block_diag(*(part.weight.flatten(1) for part in parts))  # type: ignore[no-untyped-call]
+        return matrix[:, :, None, None]
+    return cast("Tensor", conv.weight)
+
+
 def gate_of(layer: Any) -> Gate:
     """What the operations need to know of a layer that `_runs_gate` accepts."""
     reduce, expand = layer.conv_reduce, layer.conv_expand
@@ -104,6 +118,11 @@ def gate_of(layer: Any) -> Gate:
 
 def _runs_gate(layer: Any) -> bool:
     return activation_name(layer.act1) is not None and type(layer.gate) in (nn.Sigmoid, nn.Hardsigmoid)
+
+
+def _runs_pointwise(conv: nn.Module) -> bool:
+    """Whether this is a plain 1x1 convolution without bias, or a mixed one of nothing but these."""
+    return all(is_pointwise(part) for part in (conv.children() if isinstance(conv, MixedConv2d) else [conv]))
 
 
 def _runs_norm(norm: Any) -> bool:
@@ -120,7 +139,7 @@ def _runs_block(block: Any) -> bool:
     pointwise, norms = _pointwise_and_norms(block)
     return (
         block.conv_s2d is None
-        and all(is_pointwise(conv) for conv in pointwise)
+        and all(_runs_pointwise(conv) for conv in pointwise)
         and depthwise_groups(block.conv_dw) is not None
         and all(_runs_norm(norm) for norm in norms)
         and len({type(norm.act) for norm in norms[:-1]}) == 1

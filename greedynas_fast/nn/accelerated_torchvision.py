@@ -56,9 +56,9 @@ def _run_block(block: Any, x: Tensor) -> Tensor:
     expand, depthwise, gate, project = parts
     return run_inverted_residual(
         x,
-        None if expand is None else (expand[0], expand[1]),
+        None if expand is None else (expand[0].weight, expand[1]),
         ([depthwise[0]], depthwise[1]),
-        (project[0], project[1]),
+        (project[0].weight, project[1]),
         None if gate is None else gate_of(gate),
         activation=depthwise[2],
         residual=block.use_res_connect,

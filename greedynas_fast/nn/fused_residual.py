@@ -12,9 +12,9 @@ from greedynas_fast.ops.inverted_residual import Gate, Norm, inverted_residual
 
 def run_inverted_residual(
     x: Tensor,
-    expand: tuple[nn.Conv2d, nn.BatchNorm2d] | None,
+    expand: tuple[Tensor, nn.BatchNorm2d] | None,
     depthwise: tuple[Sequence[nn.Conv2d], nn.BatchNorm2d],
-    project: tuple[nn.Conv2d, nn.BatchNorm2d],
+    project: tuple[Tensor, nn.BatchNorm2d],
     gate: Gate | None,
     *,
     activation: nn.Module,
@@ -24,9 +24,9 @@ def run_inverted_residual(
 
     Args:
         x: [N, C_in, H, W].
-        expand: 1x1 convolution and norm, or None.
+        expand: weight [E, C_in, 1, 1] of the 1x1 convolution, and norm, or None.
         depthwise: convolutions, one a group of channels, and norm.
-        project: 1x1 convolution and norm.
+        project: weight [C_out, E, 1, 1] of the 1x1 convolution, and norm.
         gate: squeeze-and-excitation before the projection.
         activation: after the first two norms; one that `activation_name` knows.
         residual: add x to the result.
@@ -35,9 +35,9 @@ def run_inverted_residual(
     assert name is not None
     y, moments = inverted_residual(
         x,
-        None if expand is None else (expand[0].weight, _norm(expand[1])),
+        None if expand is None else (expand[0], _norm(expand[1])),
         ([conv.weight for conv in depthwise[0]], _norm(depthwise[1])),
-        (project[0].weight, _norm(project[1])),
+        (project[0], _norm(project[1])),
         gate,
         stride=depthwise[0][0].stride[0],
         activation=name,

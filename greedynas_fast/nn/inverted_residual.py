@@ -93,9 +93,9 @@ class InvertedResidual(Fusable):
         convs = cast("list[nn.Conv2d]", list(self.conv_dw) if isinstance(self.conv_dw, MixedConv) else [self.conv_dw])
         return run_inverted_residual(
             x,
-            (self.conv_pw, self.bn1) if self.expands else None,
+            (self.conv_pw.weight, self.bn1) if self.expands else None,
             (convs, self.bn2),
-            (self.conv_pwl, self.bn3),
+            (self.conv_pwl.weight, self.bn3),
             self.se.parameters_of_gate() if isinstance(self.se, SqueezeExcite) else None,
             activation=self.act2,
             residual=self.has_residual,

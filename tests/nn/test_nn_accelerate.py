@@ -18,7 +18,7 @@ from greedynas_fast.nn import use_backend
 
 MODELS: dict[str, tuple[Callable[[], nn.Module], int]] = {
     "efficientnet_b0": (lambda: timm.create_model("efficientnet_b0"), 16),
-    "mixnet_s": (lambda: timm.create_model("mixnet_s"), 3),
+    "mixnet_s": (lambda: timm.create_model("mixnet_s"), 16),
     "mobilenetv3_large_100": (lambda: timm.create_model("mobilenetv3_large_100"), 15),
     "mobilenet_v3_small": (lambda: torchvision.models.mobilenet_v3_small(), 11),
     "shufflenet_v2_x0_5": (lambda: torchvision.models.shufflenet_v2_x0_5(), 16),

@@ -18,7 +18,7 @@ Crop = Literal["none", "pad", "random_resized"]
 AutoAugment = Literal["autoaugment", "autoaugment_cifar10", "randaugment", "trivialaugment", "augmix"]
 
 # Ranges of torchvision's RandomResizedCrop and RandomErasing (the shares of the area and the aspect ratios).
-_CROP_RATIO = (3 / 4, 4 / 3)
+CROP_RATIO = (3 / 4, 4 / 3)
 _ERASE_AREA = (0.02, 0.33)
 _ERASE_RATIO = (0.3, 3.3)
 
@@ -118,17 +118,21 @@ def normalise(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
     return images.to(torch.float32).sub_(mean * 255).div_(std * 255)
 
 
-def erase(images: Tensor, probability: float, generator: torch.Generator) -> Tensor:
-    """Random erasing: fills one box in some images with zero, the mean colour after `normalise`.
+def erase_boxes(count: int, height: int, width: int, probability: float, generator: torch.Generator) -> Tensor:
+    """Draws the boxes of random erasing.
 
     Note: torchvision draws again when a box does not fit; here its sides are cut to the image's.
 
     Args:
-        images: float32 [B, H, W, C].
+        count: images in the batch (B).
+        height: of the images.
+        width: of the images.
         probability: share of the images that lose a box.
         generator: where the random numbers come from.
+
+    Returns:
+        Top, left, height and width of each box, int32 [B, 4]; zeros: none.
     """
-    count, height, width, _ = images.shape
     chosen, share, shape, top, left = torch.rand(5, count, 1, generator=generator)
     area = (_ERASE_AREA[0] + share * (_ERASE_AREA[1] - _ERASE_AREA[0])) * (height * width)
     ratio = _log_uniform(shape, _ERASE_RATIO)
@@ -136,8 +140,21 @@ def erase(images: Tensor, probability: float, generator: torch.Generator) -> Ten
     box_width = (area / ratio).sqrt().round().clamp(1, width)
     top = (top * (height - box_height + 1)).floor()
     left = (left * (width - box_width + 1)).floor()
+    boxes = torch.cat([top, left, box_height, box_width], dim=1)
+    return torch.where(chosen < probability, boxes, 0.0).to(torch.int32)
+
+
+def erase(images: Tensor, boxes: Tensor) -> Tensor:
+    """Fills a box of each image with zero, the mean colour after `normalise`.
+
+    Args:
+        images: float32 [B, H, W, C].
+        boxes: int32 [B, 4], as `erase_boxes` gives them.
+    """
+    _, height, width, _ = images.shape
     rows, columns = torch.arange(height), torch.arange(width)
-    in_rows = (rows >= top) & (rows < top + box_height) & (chosen < probability)  # [B, H]
+    top, left, box_height, box_width = boxes.unsqueeze(2).unbind(1)  # [B, 1] each
+    in_rows = (rows >= top) & (rows < top + box_height)  # [B, H]
     in_columns = (columns >= left) & (columns < left + box_width)  # [B, W]
     return images.masked_fill((in_rows[:, :, None] & in_columns[:, None, :])[..., None], 0.0)
 
@@ -147,7 +164,7 @@ def _random_resized(images: Tensor, min_area: float, mirrored: Tensor, generator
     count, height, width, _ = images.shape
     share, shape, top, left = torch.rand(4, count, generator=generator)
     area = (min_area + share * (1 - min_area)) * (height * width)
-    ratio = _log_uniform(shape, _CROP_RATIO)
+    ratio = _log_uniform(shape, CROP_RATIO)
     # In the coordinates of grid_sample the image is the square from -1 to 1, so a box is a scale and a centre.
     scale_x = ((area * ratio).sqrt() / width).clamp(max=1)
     scale_y = ((area / ratio).sqrt() / height).clamp(max=1)

@@ -9,8 +9,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from greedynas_fast.data import folder, idx, sample
+from greedynas_fast.data import folder, idx, sample, shards
+from greedynas_fast.data.backend import IN_MEMORY, reader, refuse_in_memory
 from greedynas_fast.data.config import DataConfig, resolve_size
+from greedynas_fast.data.files import ImageStore, check
 from greedynas_fast.data.folder_split import FolderFormat, FolderSplit
 from greedynas_fast.data.images import BadFiles
 from greedynas_fast.data.memory import MemoryImages, MemorySplit
@@ -43,6 +45,7 @@ class DataBundle:
         mean: of each channel (values in 0..1), which batches have taken out.
         std: standard deviation of each channel, by which batches are divided.
         notices: sentences to show to the user, e.g. about skipped files; grows while images are read.
+        backend: what reads the images, `dali` or `torch`, and why; one sentence.
     """
 
     train: Split
@@ -54,6 +57,11 @@ class DataBundle:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     notices: list[str]
+    backend: str
+
+    def held_out(self) -> list[str]:
+        """Which images `validation` holds: their files below the training images' folder, or their indices as text."""
+        return self.validation.names()
 
 
 @dataclass(frozen=True)
@@ -66,7 +74,7 @@ class _Shape:
 
 @dataclass(frozen=True)
 class _Parts:
-    """What a format reader gives: all training images, the test part, class names, normalisation, notices."""
+    """What a format reader gives: all training images, the test part and what `DataBundle` tells about them."""
 
     train: Split
     test: Split | None
@@ -74,6 +82,7 @@ class _Parts:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     notices: list[str]
+    backend: str
 
 
 def open_data(config: DataConfig, *, resolution: int, in_channels: int, seed: int) -> DataBundle:
@@ -99,6 +108,7 @@ def open_data(config: DataConfig, *, resolution: int, in_channels: int, seed: in
         raise InputError(f"seed: expected at least 0, got {seed}.")
     shape = _Shape(resolution, in_channels)
     if config.root is None:
+        refuse_in_memory(config.backend)
         return _bundle(config, _open_sample(config, shape), seed)
     root = Path(config.root).expanduser()
     # os.path answers False where the methods of Path raise: in a folder that may not be read.
@@ -106,8 +116,9 @@ def open_data(config: DataConfig, *, resolution: int, in_channels: int, seed: in
         found = "found a file" if os.path.exists(root) else "there is none that you may enter"
         raise InputError(f"data folder {root}: expected a folder, {found}.")
     if config.format == "idx" or (config.format == "auto" and idx.has_idx_files(root)):
+        refuse_in_memory(config.backend)
         return _bundle(config, _open_idx(root, shape), seed)
-    return _bundle(config, _open_folder(root, config, shape, seed), seed)
+    return _bundle(config, _open_files(root, config, shape, seed), seed)
 
 
 def _open_sample(config: DataConfig, shape: _Shape) -> _Parts:
@@ -117,7 +128,7 @@ def _open_sample(config: DataConfig, shape: _Shape) -> _Parts:
         mean, std = _grey_statistics(arrays.train_images)
     train = _memory_split(arrays.train_images, arrays.train_labels.astype(np.int64), shape, mean, std)
     test = _memory_split(arrays.test_images, arrays.test_labels.astype(np.int64), shape, mean, std)
-    return _Parts(train, test, sample.CLASS_NAMES, *_each_channel(shape, mean, std), [])
+    return _Parts(train, test, sample.CLASS_NAMES, *_each_channel(shape, mean, std), [], IN_MEMORY)
 
 
 def _open_idx(root: Path, shape: _Shape) -> _Parts:
@@ -135,39 +146,40 @@ def _open_idx(root: Path, shape: _Shape) -> _Parts:
             raise InputError(f"data folder {root}: the test label {unknown[0]} does not occur in the training part.")
         test = _memory_split(images, np.searchsorted(classes, raw_labels).astype(np.int64), shape, mean, std)
     names = tuple(str(label) for label in classes)
-    return _Parts(train, test, names, *_each_channel(shape, mean, std), [])
+    return _Parts(train, test, names, *_each_channel(shape, mean, std), [], IN_MEMORY)
 
 
-def _open_folder(root: Path, config: DataConfig, shape: _Shape, seed: int) -> _Parts:
+def _open_files(root: Path, config: DataConfig, shape: _Shape, seed: int) -> _Parts:
     notices: list[str] = []
     bad_files = BadFiles(config.on_bad_file, config.max_bad_files, notices)
-    divided, has_val = os.path.isdir(root / "train"), os.path.isdir(root / "val")
-    if has_val and not divided:
+    if os.path.isdir(root / "val") and not os.path.isdir(root / "train"):
         raise InputError(f"data folder {root}: there is a val/ folder, but no train/ beside it.")
-    files = _checked(folder.scan(root / "train" if divided else root, bad_files), config, bad_files)
-    form = _folder_format(config, shape)
-    everything = FolderSplit(files, np.arange(len(files)), form, bad_files)
+    in_shards = config.format == "shards" or (config.format == "auto" and shards.has_shards(root))
+    read_by = reader(config.backend)
+    stores = (shards if in_shards else folder).open_parts(root, bad_files)
+    train = _checked(stores.train, config, bad_files)
+    form = _file_format(config, shape)
     if config.normalisation == "computed":
-        form = _measured(everything, form, seed)
-        everything = everything.with_format(form)
-    mean, std = tuple(form.mean.tolist()), tuple(form.std.tolist())
-    if not divided:
-        count = resolve_size("test_size", config.test_size, len(files))
-        rest, held_out = divide(files.labels, count, numpy_generator(seed, Stream.TEST_PART))
-        return _Parts(everything.select(rest), everything.select(held_out), files.class_names, mean, std, notices)
+        form = _measured(FolderSplit(train, np.arange(len(train)), form, bad_files), form, seed)
+    everything = read_by.split(train, np.arange(len(train)), form, bad_files)
     test = None
-    if has_val:
-        test_files = _checked(folder.scan(root / "val", bad_files, files.class_names), config, bad_files)
-        test = FolderSplit(test_files, np.arange(len(test_files)), form, bad_files)
-    return _Parts(everything, test, files.class_names, mean, std, notices)
+    if not stores.divided:
+        count = resolve_size("test_size", config.test_size, len(train))
+        rest, held_out = divide(train.labels, count, numpy_generator(seed, Stream.TEST_PART))
+        everything, test = everything.select(rest), everything.select(held_out)
+    elif stores.test is not None:
+        files = _checked(stores.test, config, bad_files)
+        test = read_by.split(files, np.arange(len(files)), form, bad_files)
+    mean, std = tuple(form.mean.tolist()), tuple(form.std.tolist())
+    return _Parts(everything, test, train.class_names, mean, std, notices, read_by.reason)
 
 
-def _checked(files: folder.ImageFiles, config: DataConfig, bad_files: BadFiles) -> folder.ImageFiles:
+def _checked(files: ImageStore, config: DataConfig, bad_files: BadFiles) -> ImageStore:
     wanted = config.check_files == "all" or (config.check_files == "auto" and len(files) <= _MAX_FILES_CHECKED)
-    return folder.check(files, bad_files) if wanted else files
+    return check(files, bad_files) if wanted else files
 
 
-def _folder_format(config: DataConfig, shape: _Shape) -> FolderFormat:
+def _file_format(config: DataConfig, shape: _Shape) -> FolderFormat:
     grey = shape.in_channels == 1
     mean = torch.tensor([IMAGENET_GREY_MEAN] if grey else IMAGENET_MEAN)
     std = torch.tensor([IMAGENET_GREY_STD] if grey else IMAGENET_STD)
@@ -175,7 +187,7 @@ def _folder_format(config: DataConfig, shape: _Shape) -> FolderFormat:
 
 
 def _measured(everything: FolderSplit, form: FolderFormat, seed: int) -> FolderFormat:
-    """The format with the mean and deviation of up to 1,000 images, class by class."""
+    """The format with the mean and deviation of up to 1,000 images, class by class; the same for every back end."""
     plain = form._replace(mean=torch.zeros(form.in_channels), std=torch.ones(form.in_channels))
     some = everything.with_format(plain).subset(min(_MAX_FILES_MEASURED, len(everything)), seed)
     total = torch.zeros(2, form.in_channels, dtype=torch.float64)
@@ -230,6 +242,7 @@ def _bundle(config: DataConfig, parts: _Parts, seed: int) -> DataBundle:
         mean=parts.mean,
         std=parts.std,
         notices=parts.notices,
+        backend=parts.backend,
     )
 
 

@@ -7,7 +7,7 @@ from typing import Literal
 
 from greedynas_fast.errors import InputError
 
-Format = Literal["auto", "sample", "idx", "folder"]
+Format = Literal["auto", "sample", "idx", "folder", "shards"]
 
 
 @dataclass(frozen=True)
@@ -17,12 +17,13 @@ class DataConfig:
     A size is a number of images, or a fraction (a float between 0 and 1) of what it is taken from.
 
     Attributes:
-        root: a folder of images (`train/<class>/*` and `val/<class>/*`, or `<class>/*`), a folder of MNIST-like idx
-            files, or null for the embedded sample of Fashion-MNIST.
+        root: a folder of images (`train/<class>/*` and `val/<class>/*`, or `<class>/*`), of webdataset shards
+            (`train/*.tar` and `val/*.tar`, or `*train*.tar` and `*val*.tar`, or `*.tar`) or of MNIST-like idx files, or
+            null for the embedded sample of Fashion-MNIST.
         format: how to read `root`; `auto` looks.
         validation_size: images held out of the training part, class by class; null takes a quarter, at most 50,000
             (Sec. 5.1). The real test part is never used for decisions.
-        test_size: the test part of a folder that has neither train/ nor val/.
+        test_size: the test part of data that are not divided into train and val.
         train_limit: use at most so many of the training images (validation included), class by class.
         test_limit: use at most so many of the test images, class by class.
         normalisation: `auto` takes fixed numbers (the sample's own; ImageNet's for folders), and computes them for idx
@@ -31,7 +32,12 @@ class DataConfig:
             to 2,000 images (`auto`). A bad file that is found later is treated the same way.
         on_bad_file: what a truncated or non-image file does: `refuse` ends the run and names it, `skip` goes on.
         max_bad_files: so many may be skipped; one more ends the run.
-        workers: processes that decode image files; 0 decodes in the main process. The images are the same.
+        workers: processes that decode image files in the torch back end, 0 for the main process alone; threads that do
+            in DALI, where 0 means one. The images are the same.
+        backend: what decodes and augments image files: `dali` (NVIDIA DALI; an error where it is missing), `torch`
+            (Pillow and torchvision), or `auto`: DALI where it is installed and has the augmentation that is asked for,
+            else torch. Crops, flips and all other random decisions are the same in both. Sets that lie in memory (the
+            sample, idx files) need neither, and refuse `dali`.
     """
 
     root: str | None = None
@@ -45,12 +51,14 @@ class DataConfig:
     on_bad_file: Literal["refuse", "skip"] = "refuse"
     max_bad_files: int = 10
     workers: int = 0
+    backend: Literal["auto", "dali", "torch"] = "auto"
 
     def __post_init__(self) -> None:
-        _check_choice("format", self.format, ("auto", "sample", "idx", "folder"))
+        _check_choice("format", self.format, ("auto", "sample", "idx", "folder", "shards"))
         _check_choice("normalisation", self.normalisation, ("auto", "computed"))
         _check_choice("check_files", self.check_files, ("auto", "all", "none"))
         _check_choice("on_bad_file", self.on_bad_file, ("refuse", "skip"))
+        _check_choice("backend", self.backend, ("auto", "dali", "torch"))
         if self.validation_size is not None:
             _check_size("validation_size", self.validation_size)
         _check_size("test_size", self.test_size)
@@ -65,7 +73,7 @@ class DataConfig:
                 raise InputError(f"data.{name}: expected at least {low}, got {value}.")
         if self.root == "":
             raise InputError("data.root: expected a folder, or nothing for the embedded sample, got an empty text.")
-        if self.root is None and self.format in ("idx", "folder"):
+        if self.root is None and self.format in ("idx", "folder", "shards"):
             raise InputError(f"data.root: expected a folder for the format {self.format}, got nothing.")
         if self.root is not None and self.format == "sample":
             raise InputError(f"data.root: expected nothing for the format sample, got {self.root!r}.")

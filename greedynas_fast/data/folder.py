@@ -1,17 +1,17 @@
-"""Folders of images, one sub-folder a class: finding the files, checking them."""
+"""Folders of images, one sub-folder a class."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
-from greedynas_fast.data.images import SUFFIXES, BadFileError, BadFiles, decode
+from greedynas_fast.data.files import Stores
+from greedynas_fast.data.images import SUFFIXES, BadFileError, BadFiles, printable
 from greedynas_fast.data.splits import Labels, Positions
 from greedynas_fast.errors import InputError
 
@@ -36,13 +36,41 @@ class ImageFiles:
         """The number of files."""
         return len(self.names)
 
-    def path(self, index: int) -> Path:
+    def name(self, index: int) -> str:
         """The path of one file."""
-        return self.root / os.fsdecode(bytes(self.names[index]))
+        return printable(self._path(index))
+
+    def read(self, index: int) -> bytes:
+        """The content of one file.
+
+        Raises:
+            BadFileError: it cannot be read.
+        """
+        try:
+            with open(self._path(index), "rb") as file:
+                return file.read()
+        except OSError as error:
+            raise BadFileError(f"it cannot be read ({error.strerror})") from error
 
     def keep(self, indices: Positions) -> ImageFiles:
         """The files at `indices`, int64 [m]."""
         return ImageFiles(self.root, self.names[indices], self.labels[indices], self.class_names)
+
+    def _path(self, index: int) -> str:
+        return os.path.join(self.root, os.fsdecode(bytes(self.names[index])))
+
+
+def open_parts(root: Path, bad_files: BadFiles) -> Stores:
+    """Finds the images of a data folder with train/ and perhaps val/, or with the class folders themselves.
+
+    Raises:
+        InputError: see `scan`.
+    """
+    if not os.path.isdir(root / "train"):
+        return Stores(scan(root, bad_files), None, divided=False)
+    train = scan(root / "train", bad_files)
+    has_val = os.path.isdir(root / "val")
+    return Stores(train, scan(root / "val", bad_files, train.class_names) if has_val else None, divided=True)
 
 
 def scan(root: Path, bad_files: BadFiles, class_names: tuple[str, ...] | None = None) -> ImageFiles:
@@ -56,7 +84,7 @@ def scan(root: Path, bad_files: BadFiles, class_names: tuple[str, ...] | None = 
     Raises:
         InputError: a folder cannot be read, there are fewer than two classes, a class has no image or is not known.
     """
-    found = tuple(sorted(entry.name for entry in _entries(root) if entry.is_dir()))
+    found = tuple(sorted(entry.name for entry in entries(root) if entry.is_dir()))
     if not found:
         raise InputError(f"data folder {root}: expected one sub-folder a class, found none.")
     if class_names is None:
@@ -77,44 +105,19 @@ def scan(root: Path, bad_files: BadFiles, class_names: tuple[str, ...] | None = 
     return ImageFiles(root, np.array(names, dtype=np.bytes_), np.array(labels, dtype=np.int64), class_names)
 
 
-def check(files: ImageFiles, bad_files: BadFiles) -> ImageFiles:
-    """Decodes every file and returns the good ones.
-
-    Raises:
-        InputError: a bad file is not to be skipped, or a class has no good one.
-    """
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        reasons = list(pool.map(lambda index: _reason(files.path(index)), range(len(files))))
-    for index, reason in enumerate(reasons):
-        if reason is not None:
-            bad_files.note(files.path(index), reason)
-    good = files.keep(np.flatnonzero([reason is None for reason in reasons]))
-    for label in np.setdiff1d(files.labels, good.labels):
-        raise InputError(f"class folder {files.root / files.class_names[label]}: no usable image in it.")
-    return good
-
-
-def _reason(path: Path) -> str | None:
-    try:
-        decode(path, in_channels=3)
-    except BadFileError as error:
-        return str(error)
-    return None
-
-
 def _image_files(root: Path, below: str, bad_files: BadFiles) -> Iterator[str]:
     """Image files in the folder `root/below`, as texts below `root`: a Path for each of a million files takes long."""
-    for entry in _entries(root / below):
+    for entry in entries(root / below):
         name = f"{below}/{entry.name}"
         if entry.is_dir():
             yield from _image_files(root, name, bad_files)
         elif os.path.splitext(entry.name)[1].lower() in SUFFIXES:
             yield name
         else:
-            bad_files.note(root / name, f"its name does not end like an image's ({_suffix_list()})")
+            bad_files.note(os.path.join(root, name), f"its name does not end like an image's ({_suffix_list()})")
 
 
-def _entries(folder: Path) -> list[os.DirEntry[str]]:
+def entries(folder: Path) -> list[os.DirEntry[str]]:
     """What is in a folder, sorted by name, without hidden entries."""
     try:
         with os.scandir(folder) as entries:

@@ -1,10 +1,11 @@
-"""A part of a folder of images, decoded when a batch needs them, in worker processes if wished."""
+"""The torch back end for stored images: decoded when a batch needs them, in worker processes if wished."""
 
 from __future__ import annotations
 
+import os
 import signal
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, NamedTuple, Self, TypeVar, cast
 
 import numpy as np
 import torch
@@ -12,10 +13,12 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from greedynas_fast.data.augment import Augment, auto_augment_transform, erase, normalise
-from greedynas_fast.data.folder import ImageFiles
+from greedynas_fast.data.changes import apply_changes
+from greedynas_fast.data.draws import ImageDraw, draw_erasing, draw_image, evaluation_short_side
+from greedynas_fast.data.files import ImageStore
 from greedynas_fast.data.images import BadFileError, BadFiles, decode
-from greedynas_fast.data.seeds import Stream, seed64, torch_generator
-from greedynas_fast.data.splits import Job, Positions, Split
+from greedynas_fast.data.seeds import Stream, seed64
+from greedynas_fast.data.splits import Job, Positions, Split, candidates
 from greedynas_fast.errors import InputError
 
 if TYPE_CHECKING:
@@ -25,7 +28,7 @@ T = TypeVar("T")
 
 
 class FolderFormat(NamedTuple):
-    """How images leave the folder.
+    """How images leave the store.
 
     Attributes:
         resolution: height and width in pixels.
@@ -43,13 +46,13 @@ class FolderFormat(NamedTuple):
 
 
 class FolderSplit(Split):
-    """Some of the files of a folder; nothing is held in memory but their names."""
+    """Some of the images of a store; nothing is held in memory but their names."""
 
-    def __init__(self, files: ImageFiles, indices: Positions, form: FolderFormat, bad_files: BadFiles) -> None:
-        """Takes the files at `indices`.
+    def __init__(self, files: ImageStore, indices: Positions, form: FolderFormat, bad_files: BadFiles) -> None:
+        """Takes the images at `indices`.
 
         Args:
-            files: all files.
+            files: all images.
             indices: int64 [m], the part.
             form: resolution, channels, normalisation, workers.
             bad_files: is told about files that turn out bad when decoded.
@@ -57,13 +60,17 @@ class FolderSplit(Split):
         super().__init__(files.labels[indices])
         self._files, self._indices, self._form, self._bad_files = files, indices, form, bad_files
 
-    def select(self, positions: Positions) -> FolderSplit:
-        """The part with the files at `positions`, int64 [m]."""
-        return FolderSplit(self._files, self._indices[positions], self._form, self._bad_files)
+    def names(self) -> list[str]:
+        """The file of each image below the data folder."""
+        return [os.path.relpath(self._files.name(int(index)), self._files.root) for index in self._indices]
 
-    def with_format(self, form: FolderFormat) -> FolderSplit:
+    def select(self, positions: Positions) -> Self:
+        """The part with the images at `positions`, int64 [m]."""
+        return type(self)(self._files, self._indices[positions], self._form, self._bad_files)
+
+    def with_format(self, form: FolderFormat) -> Self:
         """The same part in another form."""
-        return FolderSplit(self._files, self._indices, form, self._bad_files)
+        return type(self)(self._files, self._indices, form, self._bad_files)
 
     def _load(self, jobs: Iterator[Job]) -> Iterator[tuple[Tensor, Tensor]]:
         # One item of the data set is a whole batch, so that a worker makes it as one; the loader keeps their order.
@@ -79,17 +86,18 @@ class FolderSplit(Split):
         )
         for batch in loader:
             for index, reason in batch.bad:
-                self._bad_files.note(self._files.path(index), reason)
+                self._bad_files.note(self._files.name(index), reason)
             if batch.images is None:
                 raise InputError(f"data folder {self._files.root}: a class has no usable image left.")
-            labels = torch.from_numpy(self._labels[batch.job.positions])
+            labels = torch.from_numpy(self._labels[batch.job.mine])
             yield self._finished(batch.images, batch.job).permute(0, 3, 1, 2), labels
 
     def _finished(self, images: Tensor, job: Job) -> Tensor:
         batch = normalise(images, self._form.mean, self._form.std)
         if job.augment is None or job.augment.random_erasing == 0:
             return batch
-        return erase(batch, job.augment.random_erasing, torch_generator(job.seed, Stream.AUGMENT_BATCH, job.step))
+        boxes = draw_erasing(job.augment.random_erasing, len(job.positions), self._form.resolution, job.seed, job.step)
+        return erase(batch, torch.from_numpy(boxes[job.rows]))
 
 
 class _Batch(NamedTuple):
@@ -104,40 +112,31 @@ class _Batches(Dataset[_Batch]):
     It stops at uint8: floats would take four times the shared memory between the processes.
     """
 
-    def __init__(self, files: ImageFiles, indices: Positions, form: FolderFormat) -> None:
+    def __init__(self, files: ImageStore, indices: Positions, form: FolderFormat) -> None:
         self._files, self._indices, self._form = files, indices, form
+        self._labels = files.labels[indices]
 
     def __getitem__(self, job: Job) -> _Batch:
         bad: list[tuple[int, str]] = []
-        transform = _sample_transform(self._form.resolution, job.augment)
-        pixels = []
-        with torch.random.fork_rng(devices=[]):
-            for position in job.positions:
-                image = self._decode_or_replace(int(position), bad)
-                if image is None:
-                    return _Batch(job, None, bad)
-                seed = seed64(job.seed, Stream.AUGMENT_SAMPLE, job.epoch, int(self._indices[position]))
-                torch.default_generator.manual_seed(seed)
-                pixels.append(torch.from_numpy(np.array(transform(image))))
         size = self._form.resolution
+        pixels = []
+        for position in job.mine:
+            image = self._decode_or_replace(int(position), bad)
+            if image is None:
+                return _Batch(job, None, bad)
+            seed = seed64(job.seed, Stream.AUGMENT_SAMPLE, job.epoch, int(self._indices[position]))
+            pixels.append(torch.from_numpy(np.array(_transformed(image, job.augment, seed, size))))
         return _Batch(job, torch.stack(pixels).reshape(-1, size, size, self._form.in_channels), bad)
 
     def _decode_or_replace(self, position: int, bad: list[tuple[int, str]]) -> Image | None:
         """The image at a position, or in place of a bad one the next good one of its class in the same part."""
-        for candidate in self._candidates(position):
+        for candidate in candidates(self._labels, position):
             index = int(self._indices[candidate])
             try:
-                return decode(self._files.path(index), self._form.in_channels)
+                return decode(self._files.read(index), self._files.name(index), self._form.in_channels)
             except BadFileError as error:
                 bad.append((index, str(error)))
         return None
-
-    def _candidates(self, position: int) -> Iterator[int]:
-        yield position
-        labels = self._files.labels[self._indices]
-        same = np.flatnonzero(labels == labels[position])
-        start = int(np.searchsorted(same, position)) + 1
-        yield from (int(candidate) for candidate in np.roll(same, -start)[:-1])
 
 
 class _Once:
@@ -150,26 +149,31 @@ class _Once:
         return self._jobs
 
 
-def _sample_transform(resolution: int, augment: Augment | None) -> Any:
-    """Transform of one PIL image to [resolution, resolution].
+def _transformed(image: Image, augment: Augment | None, seed: int, resolution: int) -> Image:
+    """One image as it comes into the batch, before it is normalised."""
+    draw = draw_image(augment, seed, image.height, image.width, resolution)
+    image = _cut_out(image, draw, 0 if augment is None else augment.pad, resolution)
+    if augment is None or augment.auto_augment != "augmix":
+        return apply_changes(image, draw.changes)
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        return cast("Image", auto_augment_transform("augmix")(image))
 
-    Evaluation: the shorter side to resolution * 256 / 224, then the centre (at 224 the usual 256 and 224).
-    """
-    from torchvision.transforms import v2
 
-    steps: list[Any] = []
-    if augment is not None and augment.crop == "random_resized":
-        steps.append(v2.RandomResizedCrop(resolution, scale=(augment.min_area, 1.0)))
+def _cut_out(image: Image, draw: ImageDraw, pad: int, resolution: int) -> Image:
+    """Crops, resizes and mirrors."""
+    from torchvision.transforms.v2 import functional
+
+    size = [resolution, resolution]
+    if draw.box is not None:
+        image = functional.resized_crop(image, *draw.box, size)
     else:
-        steps += [v2.Resize(round(resolution * 256 / 224)), v2.CenterCrop(resolution)]
-    if augment is not None:
-        if augment.crop == "pad" and augment.pad > 0:
-            steps.append(v2.RandomCrop(resolution, padding=augment.pad))
-        if augment.flip:
-            steps.append(v2.RandomHorizontalFlip())
-        if augment.auto_augment is not None:
-            steps.append(auto_augment_transform(augment.auto_augment))
-    return v2.Compose(steps)
+        image = functional.resize(image, [evaluation_short_side(resolution)])
+        image = functional.center_crop(image, size)
+    if draw.shift is not None:
+        # Black where it reaches beyond the image: the padding.
+        image = functional.crop(image, draw.shift[0] - pad, draw.shift[1] - pad, resolution, resolution)
+    return cast("Image", functional.horizontal_flip(image)) if draw.mirrored else image
 
 
 def _ignore_ctrl_c(worker: int) -> None:

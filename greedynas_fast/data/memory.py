@@ -9,7 +9,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from greedynas_fast.data.augment import Augment, auto_augment_transform, crop_and_flip, erase, normalise
+from greedynas_fast.data.augment import Augment, auto_augment_transform, crop_and_flip, erase, erase_boxes, normalise
 from greedynas_fast.data.seeds import Stream, seed64, torch_generator
 from greedynas_fast.data.splits import Job, Labels, Positions, Split
 
@@ -64,24 +64,34 @@ class MemorySplit(Split):
         """The part with the images at `positions`, int64 [m]."""
         return MemorySplit(self._images, self._all_labels, self._indices[positions])
 
+    def names(self) -> list[str]:
+        """The index of each image in the training or test part of the data set."""
+        return [str(index) for index in self._indices]
+
     def _load(self, jobs: Iterator[Job]) -> Iterator[tuple[Tensor, Tensor]]:
         for job in jobs:
-            indices = self._indices[job.positions]
-            images = self._images.take(indices)
             if job.augment is None:
+                images = self._images.take(self._indices[job.mine])
                 batch = normalise(images, self._images.mean, self._images.std)
             else:
-                batch = self._augmented(images, indices, job, job.augment)
-            yield batch.permute(0, 3, 1, 2), torch.from_numpy(self._all_labels[indices])
+                batch = self._augmented(job, job.augment)
+            yield batch.permute(0, 3, 1, 2), torch.from_numpy(self._labels[job.mine])
 
-    def _augmented(self, images: Tensor, indices: Positions, job: Job, augment: Augment) -> Tensor:
+    def _augmented(self, job: Job, augment: Augment) -> Tensor:
+        # Crops and boxes are drawn for the whole batch at once, so all of it is cropped; the dear rest is done for the
+        # rank's rows alone.
         generator = torch_generator(job.seed, Stream.AUGMENT_BATCH, job.step)
-        images = crop_and_flip(images, augment, generator)
+        images = crop_and_flip(self._images.take(self._indices[job.positions]), augment, generator)[job.rows]
         if augment.auto_augment is not None:
+            indices = self._indices[job.mine]
             seeds = [seed64(job.seed, Stream.AUGMENT_SAMPLE, job.epoch, int(index)) for index in indices]
             images = _auto_augment(images, augment, seeds)
         batch = normalise(images, self._images.mean, self._images.std)
-        return erase(batch, augment.random_erasing, generator) if augment.random_erasing > 0 else batch
+        if augment.random_erasing == 0:
+            return batch
+        _, height, width, _ = batch.shape
+        boxes = erase_boxes(len(job.positions), height, width, augment.random_erasing, generator)
+        return erase(batch, boxes[job.rows])
 
 
 def _auto_augment(images: Tensor, augment: Augment, seeds: list[int]) -> Tensor:

@@ -23,7 +23,8 @@ class Job(NamedTuple):
     """The order for one batch.
 
     Attributes:
-        positions: int64 [B], places in the split.
+        positions: int64 [B], places in the split, of the whole batch over all ranks.
+        rows: the rows of the batch that are to be made: this rank's.
         seed: of the augmentation.
         step: of the training, counted from 0.
         epoch: of the training, counted from 0.
@@ -31,10 +32,16 @@ class Job(NamedTuple):
     """
 
     positions: Positions
+    rows: slice = slice(None)
     seed: int = 0
     step: int = 0
     epoch: int = 0
     augment: Augment | None = None
+
+    @property
+    def mine(self) -> Positions:
+        """The positions in `rows`."""
+        return self.positions[self.rows]
 
 
 class Split(ABC):
@@ -71,25 +78,49 @@ class Split(ABC):
         return len(self) // batch_size
 
     def batches(
-        self, batch_size: int, *, start_step: int, num_steps: int, seed: int, augment: Augment
+        self,
+        batch_size: int,
+        *,
+        start_step: int,
+        num_steps: int,
+        seed: int,
+        augment: Augment,
+        rank: int = 0,
+        num_ranks: int = 1,
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """Training batches of the steps `start_step` .. `start_step + num_steps - 1`.
 
         Each epoch goes through a fresh permutation. The content of a batch is a pure function of (seed, step): it does
-        not depend on where the iteration began or on the number of workers.
+        not depend on where the iteration began, or on the number of workers or ranks. A rank gets rows
+        rank * B // num_ranks .. (rank + 1) * B // num_ranks - 1 of the batch of B images.
 
         Args:
-            batch_size: images a batch; the last images of an epoch that do not fill a batch are left out.
+            batch_size: images a batch, over all ranks (B); the last images of an epoch that do not fill one are left
+                out.
             start_step: the first step, counted from 0 over all epochs.
             num_steps: how many batches.
             seed: at least 0.
             augment: what to do with the images.
+            rank: this process, 0 .. num_ranks - 1.
+            num_ranks: processes that share each batch.
 
         Raises:
-            InputError: the batch is larger than the split, or a bad file is not to be skipped.
+            InputError: the batch is larger than the split or has no image for a rank, or a bad file is not to be
+                skipped.
         """
         per_epoch = self.steps_per_epoch(batch_size)
-        return self._load(self._jobs(batch_size, per_epoch, range(start_step, start_step + num_steps), seed, augment))
+        if not 0 <= rank < num_ranks:
+            raise ValueError(f"batches: expected a rank in 0..{num_ranks - 1}, got {rank}")
+        if batch_size < num_ranks:
+            raise InputError(
+                f"batch_size: expected at least one image for each of {num_ranks} ranks, got {batch_size}."
+            )
+        rows = slice(rank * batch_size // num_ranks, (rank + 1) * batch_size // num_ranks)
+        steps = range(start_step, start_step + num_steps)
+        return self._load(
+            Job(positions, rows, seed, step, step // per_epoch, augment)
+            for step, positions in self._shuffled(batch_size, per_epoch, steps, seed)
+        )
 
     def sequential(self, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
         """All images in order without augmentation; the last batch may be smaller.
@@ -118,6 +149,10 @@ class Split(ABC):
         return self.select(stratified(self._labels, n, numpy_generator(seed, Stream.SUBSET)))
 
     @abstractmethod
+    def names(self) -> list[str]:
+        """What tells each image from the others: its file below the data folder, or its index in the data set."""
+
+    @abstractmethod
     def select(self, positions: Positions) -> Split:
         """The part with the images at `positions`, int64 [m]."""
 
@@ -125,14 +160,27 @@ class Split(ABC):
     def _load(self, jobs: Iterator[Job]) -> Iterator[tuple[Tensor, Tensor]]:
         """Makes the batches that are ordered."""
 
-    def _jobs(self, batch_size: int, per_epoch: int, steps: range, seed: int, augment: Augment) -> Iterator[Job]:
+    def _shuffled(self, batch_size: int, per_epoch: int, steps: range, seed: int) -> Iterator[tuple[int, Positions]]:
         epoch, order = -1, np.empty(0, dtype=np.int64)
         for step in steps:
             if step // per_epoch != epoch:
                 epoch = step // per_epoch
                 order = numpy_generator(seed, Stream.SHUFFLE, epoch).permutation(len(self))
             start = step % per_epoch * batch_size
-            yield Job(order[start : start + batch_size], seed, step, epoch, augment)
+            yield step, order[start : start + batch_size]
+
+
+def candidates(labels: Labels, position: int) -> Iterator[int]:
+    """The places whose image may stand at `position`: itself, then the others of its class, the next ones first.
+
+    Args:
+        labels: int64 [n], the class of each image of a part.
+        position: in the part.
+    """
+    yield position
+    same = np.flatnonzero(labels == labels[position])
+    start = int(np.searchsorted(same, position)) + 1
+    yield from (int(place) for place in np.roll(same, -start)[:-1])
 
 
 def stratified(labels: Labels, n: int, generator: np.random.Generator, *, leave: int = 0) -> Positions:

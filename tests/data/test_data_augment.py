@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from greedynas_fast.data import Augment
-from greedynas_fast.data.augment import crop_and_flip, erase, normalise
+from greedynas_fast.data.augment import crop_and_flip, erase, erase_boxes, normalise
 from greedynas_fast.data.memory import MemoryImages, MemorySplit
 from greedynas_fast.errors import InputError
 
@@ -102,7 +102,7 @@ def test_random_resized_of_the_whole_image() -> None:
 
 def test_erasing() -> None:
     batch = torch.ones(6000, 20, 16, 2)
-    out = erase(batch, 0.3, generator())
+    out = erase(batch, erase_boxes(6000, 20, 16, 0.3, generator()))
     hit = (out == 0).all(3)  # [B, H, W]
     assert torch.equal(hit, (out == 0).any(3))  # all channels at once
     erased = hit.flatten(1).any(1)
@@ -118,8 +118,8 @@ def test_erasing() -> None:
         assert columns.nonzero().max() - columns.nonzero().min() + 1 == columns.sum()
     coverage = hit[erased].float().mean(0)
     assert coverage.min() > 0.002  # corners are reached too
-    assert torch.equal(erase(batch, 0.0, generator()), batch)
-    assert (erase(batch[:100], 1.0, generator()) == 0).flatten(1).any(1).all()
+    assert torch.equal(erase(batch, erase_boxes(6000, 20, 16, 0.0, generator())), batch)
+    assert (erase(batch[:100], erase_boxes(100, 20, 16, 1.0, generator())) == 0).flatten(1).any(1).all()
 
 
 def test_normalise_against_numpy() -> None:

@@ -23,12 +23,12 @@ pytestmark = pytest.mark.filterwarnings("ignore:This process .* is multi-threade
 
 
 def opened(root: Path, *, resolution: int = 8, in_channels: int = 3, seed: int = 0, **options: Any) -> DataBundle:
+    options = {"backend": "torch"} | options
     return open_data(DataConfig(root=str(root), **options), resolution=resolution, in_channels=in_channels, seed=seed)
 
 
 def names(split: Split) -> list[str]:
-    assert isinstance(split, FolderSplit)
-    return [str(split._files.path(index)) for index in split._indices]
+    return [str(split._files.root / name) for name in split.names()]  # type: ignore[attr-defined]
 
 
 def load(split: Split, size: int, start: int, num: int, augment: Augment | None = None) -> list[Any]:
@@ -100,7 +100,15 @@ def test_sub_folders_and_hidden_files(make_images: MakeImages, tmp_path: Path) -
 def test_names_that_are_not_utf8(make_images: MakeImages) -> None:
     root = make_images()
     os.rename(root / "cat" / "000.png", os.fsencode(root / "cat") + b"/\xff\xfe.png")
-    assert len(opened(root).full_train.tensors()[1]) == 29
+    bundle = opened(root, test_size=3)
+    assert len(bundle.full_train.tensors()[1]) == 33
+    assert bundle.test is not None
+    named = [*bundle.full_train.names(), *bundle.test.names()]
+    assert r"cat/\xff\xfe.png" in named
+    "".join(named).encode()  # can be written
+    (root / "cat" / os.fsdecode(b"\xff.txt")).write_text("x")
+    (notice,) = opened(root, on_bad_file="skip").notices
+    assert r"cat/\xff.txt cannot be used" in notice
 
 
 @pytest.mark.parametrize(
@@ -231,13 +239,22 @@ def test_workers_change_nothing(make_images: MakeImages) -> None:
     assert torch.equal(state, torch.get_rng_state())
 
 
+@pytest.mark.parametrize("augment", AUGMENTS)
+def test_rows_of_the_ranks_make_up_the_batch(make_images: MakeImages, augment: Augment) -> None:
+    split = opened(make_images()).train
+    options: dict[str, Any] = {"start_step": 2, "num_steps": 3, "seed": 3, "augment": augment}
+    parts = [list(split.batches(7, rank=rank, num_ranks=3, **options)) for rank in range(3)]
+    together = [tuple(torch.cat(tensors) for tensors in zip(*step, strict=True)) for step in zip(*parts, strict=True)]
+    assert same(together, list(split.batches(7, **options)))
+
+
 def make_bad(root: Path) -> dict[str, Path]:
-    """A truncated JPEG, a text that is called .jpg, an empty file, 16 bits a channel, a text."""
+    """A truncated JPEG, a text that is called .jpg, an empty file, floats, a text."""
     rng = np.random.default_rng(0)
     Image.fromarray(rng.integers(0, 256, (40, 40, 3), dtype=np.uint8)).save(root / "cat" / "a.jpg")
     (root / "cat" / "b.jpg").write_text("this is a text, not an image\n" * 20)
     (root / "dog" / "c.png").write_bytes(b"")
-    Image.fromarray(rng.integers(0, 60000, (9, 9)).astype(np.uint16)).save(root / "dog" / "d.png")
+    Image.fromarray(rng.random((9, 9), dtype=np.float32)).save(root / "dog" / "d.tif")
     (root / "emu" / "e.txt").write_text("notes")
     truncate(root / "cat" / "a.jpg")
     files = {letter: next(root.rglob(f"{letter}.*")) for letter in "abcde"}
@@ -251,7 +268,7 @@ def make_bad(root: Path) -> dict[str, Path]:
         ("a", "truncated"),
         ("b", "it is not an image"),
         ("c", "it is empty"),
-        ("d", "expected 8 bits a channel, got an image of mode I;16"),
+        ("d", "expected 8 or 16 bits a channel, got an image of mode F"),
         ("e", "its name does not end like an image's"),
     ],
 )
@@ -293,7 +310,7 @@ def test_a_class_without_a_good_file(make_images: MakeImages) -> None:
     root = make_images(counts={"cat": 9, "dog": 2}, suffix="jpg", size=(40, 40))
     for path in (root / "dog").iterdir():
         truncate(path)
-    with pytest.raises(InputError, match=r"class folder .*dog: no usable image in it"):
+    with pytest.raises(InputError, match=r"class 'dog': no usable image in it"):
         opened(root, on_bad_file="skip")
 
 

@@ -68,6 +68,24 @@ def test_any_start_gives_the_same_batches(count: int, data: Any) -> None:
         assert torch.equal(a_labels, b_labels)
 
 
+@settings(max_examples=40, deadline=None)
+@given(st.integers(2, 40), st.data())
+def test_rows_of_the_ranks_make_up_the_batch(count: int, data: Any) -> None:
+    size = data.draw(st.integers(1, count))
+    ranks = data.draw(st.integers(1, size))
+    start = data.draw(st.integers(0, 30))
+    crop = data.draw(st.sampled_from(["pad", "random_resized"]))
+    augment = Augment(crop=crop, pad=1, auto_augment="randaugment", random_erasing=0.5)
+    split = numbered(count)
+    options = {"start_step": start, "num_steps": 2, "seed": 5, "augment": augment}
+    parts = [list(split.batches(size, rank=rank, num_ranks=ranks, **options)) for rank in range(ranks)]
+    for step, (images, labels) in enumerate(split.batches(size, **options)):
+        assert torch.equal(torch.cat([part[step][0] for part in parts]), images)
+        assert torch.equal(torch.cat([part[step][1] for part in parts]), labels)
+    lengths = [len(part[0][1]) for part in parts]
+    assert max(lengths) - min(lengths) <= 1
+
+
 def test_seeds_matter_and_the_global_generator_does_not() -> None:
     split = numbered(30)
     torch.manual_seed(1)
@@ -109,6 +127,12 @@ def test_bad_sizes() -> None:
     for size in (11, 0, -1):
         with pytest.raises(InputError, match=f"batch_size: expected 1 to 10 .*got {size}"):
             split.batches(size, start_step=0, num_steps=1, seed=0, augment=Augment.none())
+    options = {"start_step": 0, "num_steps": 1, "seed": 0, "augment": Augment.none()}
+    with pytest.raises(InputError, match="one image for each of 4 ranks, got 3"):
+        split.batches(3, num_ranks=4, **options)
+    for rank in (-1, 2):
+        with pytest.raises(ValueError, match=f"expected a rank in 0..1, got {rank}"):
+            split.batches(4, rank=rank, num_ranks=2, **options)
     with pytest.raises(InputError, match="batch_size: expected at least 1"):
         split.sequential(0)
     for n in (0, 11):
@@ -186,8 +210,9 @@ def test_seed_streams_are_independent() -> None:
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"format": "zip"}, "data.format: expected one of auto, sample, idx, folder, got 'zip'"),
+        ({"format": "zip"}, "data.format: expected one of auto, sample, idx, folder, shards, got 'zip'"),
         ({"format": "idx"}, "data.root: expected a folder"),
+        ({"format": "shards"}, "data.root: expected a folder for the format shards"),
         ({"format": "sample", "root": "x"}, "data.root: expected nothing"),
         ({"root": ""}, "data.root: .* got an empty text"),
         ({"validation_size": 0}, "data.validation_size: expected at least 1"),
@@ -199,6 +224,7 @@ def test_seed_streams_are_independent() -> None:
         ({"on_bad_file": "ignore"}, "data.on_bad_file: expected one of refuse, skip"),
         ({"normalisation": "x"}, "data.normalisation"),
         ({"check_files": "x"}, "data.check_files"),
+        ({"backend": "gpu"}, "data.backend: expected one of auto, dali, torch, got 'gpu'"),
     ],
 )
 def test_bad_options(options: dict[str, Any], words: str) -> None:

@@ -1,0 +1,101 @@
+"""Batches through the pipeline, in order, whatever single files do to it."""
+
+from __future__ import annotations
+
+from collections import deque
+
+from torch import Tensor
+
+from greedynas_fast.data.dali.pipeline import DEPTH, Pipeline, PipelineForm, reason
+from greedynas_fast.data.dali.prepare import Batch, Preparer
+
+
+class Decoder:
+    """A pipeline that is built anew when a file breaks it.
+
+    A batch is the same whether or not another file in it, or before it, broke the pipeline.
+    """
+
+    def __init__(self, form: PipelineForm, preparer: Preparer) -> None:
+        """Starts the pipeline.
+
+        Args:
+            form: of the pipeline.
+            preparer: prepares rows again that DALI cannot decode.
+
+        Raises:
+            InputError: DALI is missing, or cannot use the device.
+        """
+        self._form, self._preparer = form, preparer
+        self._under_way: deque[Batch] = deque()
+        self._pipeline = Pipeline(form)
+        self._broken = False
+
+    @property
+    def has_room(self) -> bool:
+        """Whether another batch may be put in."""
+        return len(self._under_way) < DEPTH
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether there is nothing to take out."""
+        return not self._under_way
+
+    def put(self, batch: Batch) -> None:
+        """Starts the work on a batch."""
+        self._under_way.append(batch)
+        if not self._broken:
+            try:
+                self._put(batch)
+            except RuntimeError:  # of an earlier batch, or of this one: `take` finds out
+                self._broken = True
+
+    def take(self) -> tuple[Batch, Tensor]:
+        """The oldest batch, and its pixels uint8 [B, resolution, resolution, C].
+
+        Raises:
+            InputError: the pipeline cannot be started again.
+        """
+        batch = self._under_way.popleft()
+        if not self._broken:
+            try:
+                return batch, self._pipeline.take()
+            except RuntimeError:
+                self._broken = True
+        pixels = self._taken_with_care(batch)
+        self._broken = False
+        waiting, self._under_way = self._under_way, deque()
+        for later in waiting:
+            self.put(later)
+        return batch, pixels
+
+    def close(self) -> None:
+        """Ends the threads; batches under way are lost."""
+        self._pipeline.close()
+        self._under_way.clear()
+
+    def _taken_with_care(self, batch: Batch) -> Tensor:
+        """Takes a batch through a new pipeline; if it breaks that one too, its images one by one."""
+        self._restart()
+        try:
+            return self._at_once(batch)
+        except RuntimeError:
+            self._restart()
+        for place in range(len(batch.rows)):
+            try:
+                self._at_once(Batch(batch.job, [batch.rows[place]], []))
+            except RuntimeError as error:
+                self._preparer.without_dali(batch, place, reason(error))
+                self._restart()
+        return self._at_once(batch)
+
+    def _at_once(self, batch: Batch) -> Tensor:
+        self._put(batch)
+        return self._pipeline.take()
+
+    def _put(self, batch: Batch) -> None:
+        self._pipeline.put([row.encoded for row in batch.rows], [row.region for row in batch.rows])
+
+    def _restart(self) -> None:
+        self._pipeline.close()
+        self._pipeline = Pipeline(self._form)

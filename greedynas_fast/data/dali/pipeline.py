@@ -1,0 +1,198 @@
+"""The DALI graph: decode a region, resize it, pad it. It draws nothing and keeps no state between batches."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+from torch.utils.dlpack import from_dlpack
+
+from greedynas_fast.data.dali.geometry import Region
+from greedynas_fast.errors import InputError
+
+# Batches that DALI works on at a time: while one is taken out, the next is being decoded.
+DEPTH = 2
+# The fields of `Region` as inputs of the graph.
+_NUMBERS = {
+    "start": np.int32,
+    "shape": np.int32,
+    "show_from": np.float32,
+    "show_to": np.float32,
+    "window": np.int32,
+}
+# The smallest portable pixmap.
+ONE_PIXEL = b"P6 1 1 255\n\0\0\0"
+ONE_REGION = Region((0, 0), (1, 1), (0.0, 0.0), (1.0, 1.0), (0, 0))
+
+
+class PipelineForm(NamedTuple):
+    """What one graph is built for.
+
+    Attributes:
+        max_batch_size: images a batch at most.
+        resolution: height and width of the result.
+        in_channels: 1 or 3.
+        padded: whether results may show more than there is, which is black.
+        num_threads: decoding threads.
+        device_id: number of the CUDA device; None for the CPU.
+    """
+
+    max_batch_size: int
+    resolution: int
+    in_channels: int
+    padded: bool
+    num_threads: int
+    device_id: int | None
+
+
+def require() -> str:
+    """Imports DALI, to find out whether it is there.
+
+    Returns:
+        Its version.
+
+    Raises:
+        InputError: it is not installed, or cannot be loaded.
+    """
+    try:
+        import nvidia.dali as dali
+    except ImportError as error:
+        raise InputError(
+            "the DALI data back end needs the package nvidia.dali: pip install 'greedynas_fast[dali-cu13]' (or "
+            f"dali-cu12). Importing it failed: {error}."
+        ) from error
+    return str(dali.__version__)
+
+
+class Pipeline:
+    """Encoded images and regions in, pixels out, in the same order.
+
+    Building one takes some milliseconds; its threads end with `close`.
+    """
+
+    def __init__(self, form: PipelineForm) -> None:
+        """Builds the graph and starts its threads.
+
+        Raises:
+            InputError: DALI is missing, or cannot use the device.
+        """
+        require()
+        self._form = form
+        try:
+            self._pipe = _built(form)
+            # DALI begins with DEPTH batches at once; afterwards they can be put in one by one.
+            for _ in range(DEPTH):
+                self._feed([ONE_PIXEL], [ONE_REGION])
+            self._pipe.schedule_run()
+            for _ in range(DEPTH):
+                self._pipe.share_outputs()
+                self._pipe.release_outputs()
+        except RuntimeError as error:
+            where = "the CPU" if form.device_id is None else f"CUDA device {form.device_id}"
+            raise InputError(f"DALI cannot start on {where}: {reason(error)}.") from error
+
+    def put(self, encoded: Sequence[bytes], regions: Sequence[Region]) -> None:
+        """Starts the work on a batch; at most `DEPTH` may be under way. The bytes must stay alive until `take`.
+
+        Raises:
+            RuntimeError: DALI failed; this pipeline is of no more use.
+        """
+        self._feed(encoded, regions)
+        self._pipe.schedule_run()
+
+    def take(self) -> Tensor:
+        """The oldest batch, uint8 [B, resolution, resolution, C], on the device.
+
+        Raises:
+            RuntimeError: DALI failed on it; this pipeline is of no more use.
+        """
+        (output,) = self._pipe.share_outputs()
+        if self._form.device_id is None:
+            pixels = torch.from_numpy(np.array(output.as_tensor()))
+        else:
+            pixels = from_dlpack(output.as_tensor()).clone()
+            torch.cuda.current_stream(self._form.device_id).synchronize()  # DALI may now use the memory again
+        self._pipe.release_outputs()
+        return pixels
+
+    def close(self) -> None:
+        """Ends the work and the threads; whatever is under way is lost."""
+        self._pipe = None
+
+    def _feed(self, encoded: Sequence[bytes], regions: Sequence[Region]) -> None:
+        self._pipe.feed_input("encoded", [np.frombuffer(data, dtype=np.uint8) for data in encoded])
+        for (name, kind), values in zip(_NUMBERS.items(), zip(*regions, strict=True), strict=True):
+            if name != "window" or self._form.padded:
+                self._pipe.feed_input(name, np.array(values, dtype=kind))
+
+
+def as_pixmap(pixels: npt.NDArray[np.uint8]) -> bytes:
+    """Pixels uint8 [H, W, 3] as a file that loses nothing, for images that something else has decoded."""
+    height, width, _ = pixels.shape
+    return b"P6 %d %d 255\n" % (width, height) + pixels.tobytes()
+
+
+def _built(form: PipelineForm) -> Any:
+    from nvidia.dali import Pipeline as Graph
+    from nvidia.dali import fn, types
+
+    size = form.resolution
+    graph = Graph(
+        batch_size=form.max_batch_size,
+        num_threads=form.num_threads,
+        device_id=form.device_id,
+        prefetch_queue_depth=DEPTH,
+    )
+    with graph:
+        # Only the decoder is placed: what follows works where its input lies.
+        encoded = fn.external_source(name="encoded", dtype=types.UINT8, ndim=1, no_copy=True)
+        numbers = {
+            name: fn.external_source(name=name, dtype=types.FLOAT if kind is np.float32 else types.INT32, ndim=1)
+            for name, kind in _NUMBERS.items()
+            if name != "window" or form.padded
+        }
+        pixels = fn.decoders.image_slice(
+            encoded,
+            device="cpu" if form.device_id is None else "mixed",
+            start=numbers["start"],
+            shape=numbers["shape"],
+            axes=[0, 1],
+            output_type=types.RGB,
+            adjust_orientation=False,
+            jpeg_fancy_upsampling=True,  # as Pillow
+        )
+        pixels = fn.resize(
+            pixels,
+            size=[size, size],
+            roi_start=numbers["show_from"],
+            roi_end=numbers["show_to"],
+            interp_type=types.INTERP_LINEAR,
+            antialias=True,
+        )
+        if form.padded:
+            pixels = fn.slice(
+                pixels,
+                start=numbers["window"],
+                shape=[size, size],
+                axes=[0, 1],
+                out_of_bounds_policy="pad",
+                fill_values=[0],
+            )
+        if form.in_channels == 1:
+            pixels = fn.color_space_conversion(pixels, image_type=types.RGB, output_type=types.GRAY)
+        graph.set_outputs(pixels)
+    graph.build()
+    return graph
+
+
+def reason(error: RuntimeError) -> str:
+    """The sentence in a message of DALI that says what happened."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    # An operator's error is wrapped into several lines about where it stands in the graph.
+    if "encountered:" in lines[:-1]:
+        return lines[lines.index("encountered:") + 1].rstrip(".")
+    return lines[0].rstrip(".") if lines else type(error).__name__

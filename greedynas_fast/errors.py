@@ -1,4 +1,4 @@
-"""The one exception that means "the user's input cannot be used".
+"""The exceptions that the command line turns into an exit code: input that cannot be used, and an asked-for stop.
 
 Every room may import this leaf. The command line turns an `InputError` into one or two plain sentences on standard
 error and exit code 2; any other exception is a bug and keeps its traceback.
@@ -18,6 +18,18 @@ class InputError(ValueError):
 
     The message is a plain sentence that names the offending thing, what was expected and what came.
     """
+
+
+class EchoedError(InputError):
+    """An `InputError` of another process of the same job, which has told the user; this one need not."""
+
+
+class LostRankError(RuntimeError):
+    """Another process of the job has ended or does not answer, so this one cannot go on."""
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, on which a stage has saved what it has and left; Ctrl-C is a plain KeyboardInterrupt."""
 
 
 def call(function: Callable[_Arguments, _Result], *args: _Arguments.args, **kwargs: _Arguments.kwargs) -> _Result:

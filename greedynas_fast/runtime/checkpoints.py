@@ -1,21 +1,26 @@
-"""Checkpoints of one stage: written atomically, checked on loading, the newest few kept."""
+"""Checkpoints of one stage: written atomically, beside the training if wished, checked on loading, a few kept."""
 
 from __future__ import annotations
 
 import hashlib
 import io
+import os
 import pickle
 import re
 import struct
+import threading
+import weakref
 from collections import OrderedDict
 from contextlib import suppress
 from pathlib import Path
-from typing import IO, Any, BinaryIO, cast
+from types import TracebackType
+from typing import IO, Any, BinaryIO, Self, cast
 
 import torch
 
 from greedynas_fast.errors import InputError
 from greedynas_fast.runtime.atomic import atomic_write, explain_write_error, remove_leftovers
+from greedynas_fast.runtime.snapshot import Snapshots
 
 _NAME = re.compile(r"step-(\d{9,})\.pt")
 # The footer behind torch's own bytes: magic, their number, their sha256.
@@ -29,6 +34,9 @@ class CheckpointStore:
 
     A file holds what `torch.save` wrote and a footer with its sha256, so that a truncated or corrupt file is noticed
     and the one before is used instead.
+
+    `save` returns when the file is on the disk. `save_soon` returns when the state is copied in memory; one thread
+    writes the copy, and the process does not end before it has. As a context manager the store waits for it at exit.
 
     Attributes:
         folder: where the files lie; made if missing.
@@ -50,6 +58,10 @@ class CheckpointStore:
         self.folder = Path(folder)
         self.notices: list[str] = []
         self._keep = keep
+        self._snapshots = Snapshots()
+        self._writing: threading.Thread | None = None
+        self._failure: Exception | None = None
+        _STORES.add(self)
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
         except FileExistsError as error:
@@ -59,9 +71,12 @@ class CheckpointStore:
         remove_leftovers(self.folder)
 
     def steps(self) -> list[int]:
-        """The steps of the checkpoints on disk, ascending; says nothing about whether they are whole."""
-        found = (_NAME.fullmatch(entry.name) for entry in self.folder.iterdir())
-        return sorted(int(match.group(1)) for match in found if match)
+        """The steps of the checkpoints on disk, ascending; says nothing about whether they are whole.
+
+        What `save_soon` is writing is waited for.
+        """
+        self._wait()
+        return self._found()
 
     def path(self, step: int) -> Path:
         """The file of a step, whether it exists or not."""
@@ -79,19 +94,55 @@ class CheckpointStore:
             The path of the file.
 
         Raises:
-            InputError: the disk is full or read-only; earlier checkpoints stay as they are.
+            InputError: the disk is full or read-only, now or for the last `save_soon`; earlier checkpoints stay as
+                they are.
             TypeError: `state` holds a value of another type (the message says where).
         """
-        existing = self.steps()
-        if step < 0 or (existing and step < existing[-1]):
-            raise ValueError(f"step: expected at least {existing[-1] if existing else 0}, got {step}")
-        _check_plain(state, "state")
-        path = self.path(step)
-        atomic_write(path, lambda file: _write_checked(file, state))
-        for old in self.steps()[: -self._keep]:
-            with suppress(OSError):
-                self.path(old).unlink()
-        return path
+        self._check(step, state)
+        self._write(step, state)
+        return self.path(step)
+
+    def save_soon(self, step: int, state: dict[str, Any]) -> None:
+        """Copies the state, and has the copy written as by `save` while the caller goes on.
+
+        A copy that is still being written is waited for first. What the checkpoint counts on must be on the disk
+        before the call.
+
+        Args:
+            step: as for `save`.
+            state: as for `save`; may change after the call.
+
+        Raises:
+            InputError: the checkpoint before this one could not be written; this one is not.
+            TypeError: as for `save`.
+        """
+        self._check(step, state)
+        snapshot = self._snapshots.take(state)
+        # Not a daemon: Python waits for such a thread before it ends, however it ends.
+        self._writing = threading.Thread(target=self._write_noting, args=(step, snapshot), name="checkpoint")
+        self._writing.start()
+
+    def flush(self) -> None:
+        """Waits until what `save_soon` copied is on the disk.
+
+        Raises:
+            InputError: it could not be written. The next call raises nothing.
+        """
+        self._wait()
+        failure, self._failure = self._failure, None
+        if failure is not None:
+            raise failure
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if value is None:
+            self.flush()
+        else:
+            self._wait()  # what ends the context matters more than a checkpoint that failed
 
     def load_latest(self) -> tuple[int, dict[str, Any]] | None:
         """The newest whole checkpoint as (step, state) with tensors on the CPU, or None if there is none at all.
@@ -118,11 +169,52 @@ class CheckpointStore:
             raise InputError(f"no usable checkpoint in {self.folder}: " + "; ".join(damaged) + ".")
         return None
 
+    def _check(self, step: int, state: dict[str, Any]) -> None:
+        self.flush()
+        existing = self._found()
+        if step < 0 or (existing and step < existing[-1]):
+            raise ValueError(f"step: expected at least {existing[-1] if existing else 0}, got {step}")
+        _check_plain(state, "state")
+
+    def _write(self, step: int, state: dict[str, Any]) -> None:
+        atomic_write(self.path(step), lambda file: _write_checked(file, state))
+        for old in self._found()[: -self._keep]:
+            with suppress(OSError):
+                self.path(old).unlink()
+
+    def _write_noting(self, step: int, state: dict[str, Any]) -> None:
+        """`_write` in the thread, whose exceptions nobody would see."""
+        try:
+            self._write(step, state)
+        except Exception as error:
+            self._failure = error
+
+    def _wait(self) -> None:
+        if self._writing is not None:
+            self._writing.join()
+            self._writing = None
+
+    def _found(self) -> list[int]:
+        found = (_NAME.fullmatch(entry.name) for entry in self.folder.iterdir())
+        return sorted(int(match.group(1)) for match in found if match)
+
     def _set_aside(self, steps: list[int]) -> None:
         for step in steps:
             path = self.path(step)
             with suppress(OSError):
                 path.rename(path.with_name(path.name + ".corrupt"))
+
+
+_STORES: weakref.WeakSet[CheckpointStore] = weakref.WeakSet()
+
+
+def _forget_in_child() -> None:
+    """A forked child (a data loading worker) has no writing thread; the parent's goes on there."""
+    for store in list(_STORES):
+        store._writing = store._failure = None
+
+
+os.register_at_fork(after_in_child=_forget_in_child)
 
 
 class _DamagedError(Exception):

@@ -139,6 +139,11 @@ class RunFolder:
         return self.path / "metrics.jsonl"
 
     @property
+    def held_out(self) -> Path:
+        """`held_out.txt`, the training images that are not trained on, one a line."""
+        return self.path / "held_out.txt"
+
+    @property
     def paths(self) -> Path:
         """`paths.txt`, the path of each training step."""
         return self.path / "paths.txt"
@@ -187,6 +192,10 @@ class RunFolder:
     def report(self) -> Path:
         """`report.html`."""
         return self.path / "report.html"
+
+    def profile(self, stage: str) -> Path:
+        """`profile/<stage>.json`, a Chrome trace of some steps."""
+        return self.path / "profile" / f"{stage}.json"
 
     def checkpoints(self, stage: str) -> Path:
         """`checkpoints/<stage>/`."""

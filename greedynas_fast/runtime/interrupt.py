@@ -7,6 +7,8 @@ import threading
 from types import FrameType, TracebackType
 from typing import Any, Self
 
+from greedynas_fast.errors import Terminated
+
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
@@ -20,7 +22,8 @@ class Interrupt:
         with Interrupt() as interrupt:
             for step in range(steps):
                 if interrupt.requested:
-                    ...save and leave
+                    ...save
+                    raise interrupt.stopped()
     """
 
     def __init__(self) -> None:
@@ -32,10 +35,9 @@ class Interrupt:
         """Whether a signal asked the process to stop."""
         return self._signal is not None
 
-    @property
-    def exit_code(self) -> int:
-        """The shell's convention for a process that ended on a signal (128 + number); 0 if none came."""
-        return 0 if self._signal is None else 128 + self._signal
+    def stopped(self) -> KeyboardInterrupt:
+        """What to raise once everything is saved: `Terminated` for SIGTERM, else KeyboardInterrupt."""
+        return Terminated() if self._signal == signal.SIGTERM else KeyboardInterrupt()
 
     def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():

@@ -9,16 +9,19 @@ from greedynas_fast.nn.accelerate import accelerate
 from greedynas_fast.nn.backend import Backend, use_backend, what_runs
 from greedynas_fast.nn.bottleneck import Bottleneck
 from greedynas_fast.nn.build import build_operation
+from greedynas_fast.nn.dropout import BatchDropout
 from greedynas_fast.nn.identity import ConvIdentity
 from greedynas_fast.nn.initialise import initialise
 from greedynas_fast.nn.inverted_residual import InvertedResidual, MixedConv
 from greedynas_fast.nn.shuffle_unit import ShuffleUnit
 from greedynas_fast.nn.squeeze_excite import SqueezeExcite
 from greedynas_fast.nn.stem_head import Head, Stem
+from greedynas_fast.nn.sync_norm import SyncBatchNorm2d, local_norms, synchronise_norms
 from greedynas_fast.ops.shuffle import channel_shuffle
 
 __all__ = [
     "Backend",
+    "BatchDropout",
     "Bottleneck",
     "ConvIdentity",
     "Head",
@@ -27,10 +30,13 @@ __all__ = [
     "ShuffleUnit",
     "SqueezeExcite",
     "Stem",
+    "SyncBatchNorm2d",
     "accelerate",
     "build_operation",
     "channel_shuffle",
     "initialise",
+    "local_norms",
+    "synchronise_norms",
     "use_backend",
     "what_runs",
 ]

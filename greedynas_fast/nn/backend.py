@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from greedynas_fast.errors import InputError
+from greedynas_fast.nn.sync_norm import SyncBatchNorm2d
 from greedynas_fast.ops.bn_act import bn_act
 from greedynas_fast.ops.bn_core import update_op
 from greedynas_fast.ops.mixconv import MAX_KERNEL, mixconv
@@ -174,7 +175,8 @@ def run_layers(layers: Iterable[nn.Module], x: Tensor) -> Tensor:
 def has_operation(layer: nn.Module) -> bool:
     """Whether there is an operation that computes this layer, of those that there are operations for."""
     if isinstance(layer, _BatchNorm):
-        return isinstance(layer, nn.BatchNorm2d) and layer.affine
+        synchronised = isinstance(layer, SyncBatchNorm2d) and layer.add_up is not None
+        return isinstance(layer, nn.BatchNorm2d) and layer.affine and not synchronised
     if not isinstance(layer, nn.Conv2d):
         return True
     kernel = layer.kernel_size[0]

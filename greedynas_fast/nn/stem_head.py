@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from greedynas_fast.errors import InputError
 from greedynas_fast.nn.backend import Fusable, norm_act
 from greedynas_fast.nn.build import build_operation
+from greedynas_fast.nn.dropout import BatchDropout
 from greedynas_fast.nn.primitives import activation, conv2d
 from greedynas_fast.spaces.specs import HeadSpec, LayerSpec, StemSpec
 
@@ -57,7 +58,7 @@ class Head(Fusable):
             self.conv = conv2d(spec.in_channels, features)
             self.bn = nn.BatchNorm2d(features)
             self.act = activation(spec.activation)
-        self.dropout = nn.Dropout(spec.dropout)
+        self.dropout = BatchDropout(spec.dropout)
         self.classifier = nn.Linear(features, num_classes)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -10,12 +10,15 @@ from greedynas_fast.supernet.batchnorm import batch_statistics, recalibrate
 from greedynas_fast.supernet.compaction import compact, load_checkpoint
 from greedynas_fast.supernet.network import Network
 from greedynas_fast.supernet.optimizer import BankSGD
-from greedynas_fast.supernet.scoring import PathScores, score_paths
+from greedynas_fast.supernet.reduction import GradientReducer
+from greedynas_fast.supernet.scoring import MemoryBound, PathScores, score_paths
 from greedynas_fast.supernet.supernet import Supernet, extract
 
 __all__ = [
     "BankSGD",
     "Block",
+    "GradientReducer",
+    "MemoryBound",
     "Network",
     "ParameterBank",
     "PathScores",

@@ -139,6 +139,17 @@ class ParameterBank:
             raise InputError(f"op: layer {layer} has operations 0 to {len(self._blocks[layer]) - 1}, got {op}")
         return self._blocks[layer][op]
 
+    def members(self) -> dict[Block, list[nn.Parameter]]:
+        """The parameters of each block that has some, in the order of the buffer."""
+        found: dict[Block, list[nn.Parameter]] = {}
+        blocks = iter(block for block in self.blocks() if block.end > block.start)
+        block = next(blocks)
+        for slot in self._slots:  # in the order of the blocks
+            while slot.offset >= block.end:
+                block = next(blocks)
+            found.setdefault(block, []).append(slot.parameter)
+        return found
+
     def active(self, path: Path) -> list[Block]:
         """The blocks that training `path` moves, in the order of the buffer; stem and head are always among them.
 

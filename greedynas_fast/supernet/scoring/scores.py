@@ -42,6 +42,11 @@ class Tally:
         self._loss[row] += functional.cross_entropy(logits.double(), labels, reduction="sum")
         self._hits[row] += (logits.argmax(dim=1) == labels).sum()
 
+    def clear(self, start: int, end: int) -> None:
+        """Forget what was counted for paths start .. end - 1."""
+        self._loss[start:end] = 0
+        self._hits[start:end] = 0
+
     def scores(self, num_images: int) -> PathScores:
         """Means over the images; the only transfer from the device."""
         loss, hits = torch.stack((self._loss, self._hits.double())).cpu().numpy() / num_images

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from typing import Literal, cast
 
 import numpy as np
@@ -10,17 +11,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from greedynas_fast.errors import InputError
 from greedynas_fast.supernet.batchnorm import batch_norms, batch_statistics, evaluation_mode
 from greedynas_fast.supernet.choices import Path
+from greedynas_fast.supernet.scoring.bound import MEMORY, MemoryBound, runs_out_of_memory
 from greedynas_fast.supernet.scoring.scores import PathScores, Share, Tally, calibration_batches, equal_shares
 from greedynas_fast.supernet.scoring.statistics import NodeStatistics, average, borrowed_statistics, num_bytes
 from greedynas_fast.supernet.scoring.walk import PrefixTree
 from greedynas_fast.supernet.supernet import Supernet
 
 Paths = NDArray[np.int64]  # [m, L]
-
-MEMORY = 1 << 30
 
 
 @torch.inference_mode()
@@ -33,7 +32,7 @@ def score_paths(
     batch_size: int,
     bn: Literal["batch", "recalibrate"] = "batch",
     calibration: Iterable[Tensor] | None = None,
-    memory: int = MEMORY,
+    memory: int | MemoryBound = MEMORY,
     poll: Callable[[], None] | None = None,
 ) -> PathScores:
     """Score paths; what a score is does not depend on the other paths, nor on the running statistics.
@@ -53,22 +52,24 @@ def score_paths(
         calibration: batches [N, C, H, W] for `recalibrate`.
         memory: bytes of activations that are held at most for the paths that share them, beside what a forward pass of
             one path takes; 0 shares nothing. For `recalibrate` also the most bytes of statistics, of at least one path,
-            that are kept at a time. It changes how often layers are computed, never a score.
+            that are kept at a time. It changes how often layers are computed, never a score. Where memory runs out
+            before, the bound is halved and fewer paths are scored together; a `MemoryBound` hands that on to later
+            calls.
         poll: called before each module that is run; what it raises ends the scoring.
 
     Returns:
         Losses and accuracies in the order of the paths.
 
     Raises:
-        InputError: a path that the space does not have, an unknown `bn`, no images, or no calibration batches.
+        InputError: a path that the space does not have, an unknown `bn`, no images, no calibration batches, or not
+            enough memory for a single path.
     """
     shares = equal_shares(images, labels, batch_size, bn)
     batches = calibration_batches([] if calibration is None else list(calibration), bn)
-    if memory < 0:
-        raise InputError(f"memory: expected 0 bytes or more, got {memory}")
     checked = np.array([net.choices(path) for path in paths], dtype=np.int64).reshape(-1, net.space.num_layers)
     distinct, places = np.unique(checked, axis=0, return_inverse=True)
-    scorer = _Scorer(net, distinct, shares, memory, poll)
+    bound = memory if isinstance(memory, MemoryBound) else MemoryBound(memory)
+    scorer = _Scorer(net, distinct, shares, bound, poll)
     found = scorer.with_batch_statistics() if bn == "batch" else scorer.recalibrated(batches)
     places = places.reshape(-1)
     return PathScores(loss=found.loss[places], accuracy=found.accuracy[places])
@@ -78,13 +79,13 @@ class _Scorer:
     """Distinct paths in order, and the modules they run: the stem, a layer's operations, .., the head."""
 
     def __init__(
-        self, net: Supernet, paths: Paths, shares: Sequence[Share], memory: int, poll: Callable[[], None] | None
+        self, net: Supernet, paths: Paths, shares: Sequence[Share], bound: MemoryBound, poll: Callable[[], None] | None
     ) -> None:
         ends = np.zeros((len(paths), 1), dtype=np.int64)
         self.paths = np.concatenate([ends, paths, ends], axis=1)  # [m, L + 2]
         layers = [list(operations) for operations in cast("Iterable[nn.ModuleList]", net.layers)]
         self.modules: list[list[nn.Module]] = [[net.stem], *layers, [net.head]]
-        self.shares, self.memory, self.poll = shares, memory, poll
+        self.shares, self.bound, self.poll = shares, bound, poll
         self.tally = Tally(len(paths), shares[0][0].device)
         used = [
             operations[op]
@@ -95,28 +96,44 @@ class _Scorer:
 
     def with_batch_statistics(self) -> PathScores:
         """Scores with the statistics of each share."""
-        tree = PrefixTree(self.paths)
         with evaluation_mode(self.used), batch_statistics(self.used):
-            for images, labels in self.shares:
-                for row, logits in self._walk(tree, images):
-                    self.tally.add(row, logits, labels)
+            self._in_groups(self._score, self._group_end)
         return self._scores()
 
     def recalibrated(self, batches: Sequence[Tensor]) -> PathScores:
         """Scores with statistics of the calibration batches: for some paths at a time, first these, then the scores."""
         norms = batch_norms(self.used)
+        sizes = [[num_bytes(module) for module in operations] for operations in self.modules]
+
+        def calibrate_and_score(start: int, end: int) -> None:
+            tree, statistics = PrefixTree(self.paths[start:end]), NodeStatistics()
+            for index, images in enumerate(batches):
+                average(norms, index)
+                for _ in self._walk(tree, images, statistics, index):
+                    pass
+            self.used.eval()
+            self._score(start, end, statistics)
+
         with evaluation_mode(self.used), borrowed_statistics(norms):
-            for start, end in self._chunks():
-                tree, statistics = PrefixTree(self.paths[start:end]), NodeStatistics()
-                for index, images in enumerate(batches):
-                    average(norms, index)
-                    for _ in self._walk(tree, images, statistics, index):
-                        pass
-                self.used.eval()
-                for images, labels in self.shares:
-                    for row, logits in self._walk(tree, images, statistics):
-                        self.tally.add(start + row, logits, labels)
+            self._in_groups(calibrate_and_score, partial(self._statistics_end, sizes))
         return self._scores()
+
+    def _in_groups(self, score: Callable[[int, int], None], group_end: Callable[[int], int]) -> None:
+        """All paths, some at a time: start .. group_end(start) - 1, and anew fewer where memory does not suffice."""
+        start = 0
+        while start < len(self.paths):
+            end = group_end(start)
+            if runs_out_of_memory(partial(score, start, end)):
+                self.tally.clear(start, end)
+                self.bound.halve(end - start, max(len(labels) for _, labels in self.shares))
+            else:
+                start = end
+
+    def _score(self, start: int, end: int, statistics: NodeStatistics | None = None) -> None:
+        tree = PrefixTree(self.paths[start:end])
+        for images, labels in self.shares:
+            for row, logits in self._walk(tree, images, statistics):
+                self.tally.add(start + row, logits, labels)
 
     def _walk(
         self, tree: PrefixTree, images: Tensor, statistics: NodeStatistics | None = None, batch: int | None = None
@@ -133,20 +150,19 @@ class _Scorer:
             y: Tensor = module(x)
             return y
 
-        return tree.walk(images, run, self.memory)
+        return tree.walk(images, run, self.bound.num_bytes)
 
-    def _chunks(self) -> Iterator[tuple[int, int]]:
-        """Paths start .. end - 1 whose statistics fit into the memory."""
-        sizes = [[num_bytes(module) for module in operations] for operations in self.modules]
-        start = held = 0
-        for row, path in enumerate(self.paths.tolist()):
-            size = sum(of_level[op] for of_level, op in zip(sizes, path, strict=True))
-            if row > start and held + size > self.memory:
-                yield start, row
-                start, held = row, 0
-            held += size
-        if len(self.paths):
-            yield start, len(self.paths)
+    def _group_end(self, start: int) -> int:
+        return min(len(self.paths), start + (self.bound.group or len(self.paths)))
+
+    def _statistics_end(self, sizes: list[list[int]], start: int) -> int:
+        """As many as have statistics (of `sizes` bytes an operation) that fit into the memory, but one at least."""
+        held = 0
+        for row in range(start, self._group_end(start)):
+            held += sum(of_level[op] for of_level, op in zip(sizes, self.paths[row].tolist(), strict=True))
+            if row > start and held > self.bound.num_bytes:
+                return row
+        return self._group_end(start)
 
     def _scores(self) -> PathScores:
         return self.tally.scores(sum(len(labels) for _, labels in self.shares))

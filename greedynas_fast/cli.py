@@ -1,7 +1,13 @@
 """The command line, `greedynas-fast COMMAND ...`: dispatch, errors and exit codes.
 
-Exit codes: 0 done, 2 input that cannot be used (one or two sentences on standard error), 130 stopped by Ctrl-C, and
-Python's own 1 with a traceback for a bug. Standard output carries the result only; with `--json` one JSON document.
+Exit codes:
+- 0: done.
+- 2: input that cannot be used, a full disk, a loss that is not finite: one or two sentences on standard error.
+- 3: another process of a torchrun job has ended or does not answer.
+- 130: stopped by Ctrl-C; 143: stopped by SIGTERM (pre-emption). Training and retraining have written a checkpoint, the
+  search has every finished evaluation; the same command goes on.
+- 1: a bug, with Python's traceback.
+Standard output carries the result only; with `--json` one JSON document.
 """
 
 from __future__ import annotations
@@ -9,6 +15,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shlex
+import signal
 import sys
 import traceback
 from collections.abc import Sequence
@@ -17,13 +24,13 @@ from typing import TYPE_CHECKING, Any
 from greedynas_fast import __version__
 from greedynas_fast.commands import REGISTRY, Command, load
 from greedynas_fast.dataclass_io import nearest
-from greedynas_fast.errors import InputError
+from greedynas_fast.errors import EchoedError, InputError, LostRankError, Terminated
 
 if TYPE_CHECKING:
     from jsonargparse import Namespace
 
-BAD_INPUT = 2
-STOPPED = 130
+BAD_INPUT, LOST_RANK = 2, 3
+INTERRUPTED, TERMINATED = 128 + signal.SIGINT, 128 + signal.SIGTERM  # as a shell says it
 
 # Optional packages by the name that an import fails with, and what installs them.
 REMEDIES = {
@@ -52,16 +59,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     debug = "--debug" in words
     try:
         return _dispatch(words)
+    except EchoedError:  # rank 0 tells
+        return BAD_INPUT
     except InputError as error:
         return _fail(str(error), debug)
+    except LostRankError as error:
+        return _fail(str(error), debug, LOST_RANK)
     except ModuleNotFoundError as error:
         package = (error.name or "").split(".", 1)[0]
         if package not in REMEDIES:
             raise
         return _fail(f"this needs the package {package}, which is missing. pip install '{REMEDIES[package]}'.", debug)
-    except KeyboardInterrupt:
-        print("Stopped.", file=sys.stderr)
-        return STOPPED
+    except KeyboardInterrupt as stop:
+        return _stopped(stop, "")
     except BrokenPipeError:
         # The reader of a pipe (`| head`) has gone; nothing is wrong, and Python must not complain at exit either.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -106,10 +116,11 @@ def _execute(name: str, command: Command, namespace: Namespace) -> int:
         # A library that prints must not break the one JSON document.
         with contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext():
             result: Any = command.execute(namespace)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
         resume = command.resume(namespace) if command.resume else None
-        print("Stopped." + (f" Continue with: greedynas-fast {name} {resume}" if resume else ""), file=sys.stderr)
-        return STOPPED
+        return _stopped(stop, f" Continue with: greedynas-fast {name} {resume}" if resume else "")
+    if result is None:  # of a rank other than 0
+        return 0
     if as_json:
         from greedynas_fast.commands.printing import to_json
 
@@ -119,11 +130,17 @@ def _execute(name: str, command: Command, namespace: Namespace) -> int:
     return 0
 
 
-def _fail(message: str, debug: bool) -> int:
+def _stopped(stop: KeyboardInterrupt, how_to_go_on: str) -> int:
+    if os.environ.get("RANK", "0") == "0":  # which says it for all processes of a job
+        print(f"Stopped.{how_to_go_on}", file=sys.stderr)
+    return TERMINATED if isinstance(stop, Terminated) else INTERRUPTED
+
+
+def _fail(message: str, debug: bool, code: int = BAD_INPUT) -> int:
     if debug:
         traceback.print_exc()
     print(f"error: {message}", file=sys.stderr)
-    return BAD_INPUT
+    return code
 
 
 def _help() -> str:

@@ -31,6 +31,7 @@ from greedynas_fast.stages.export import ExportConfig
 
 BatchNorm = Literal["batch", "recalibrate"]
 RecipeName = Literal["mobile", "resnet", "small"]
+Precision = Literal["float32", "bf16", "fp16"]
 
 # Which parts of the configuration a stage depends on first. They may change until that stage has started.
 STAGE_SECTIONS: dict[str, tuple[str, ...]] = {
@@ -40,6 +41,8 @@ STAGE_SECTIONS: dict[str, tuple[str, ...]] = {
     "evaluate": ("evaluate",),
     "export": ("export",),
 }
+# How image files are read, not which: these may change at any time, so that a run can go on when a file has gone bad.
+FREE = frozenset({"data.on_bad_file", "data.max_bad_files", "data.workers"})
 
 
 @dataclass(frozen=True)
@@ -78,7 +81,10 @@ class TrainConfig:
 
     Attributes:
         epochs: passes over the training images at most; the stop rule may end training earlier.
-        batch_size: images a step, over all devices.
+        batch_size: images a step, over all processes, which divide it among themselves.
+        micro_batch: images a forward pass of one process at most; gradients are added up over several. null: no limit.
+        precision: of activations: `bf16` and `fp16` are torch's autocast, fp16 with a loss scale that adapts itself.
+        sync_bn: batch normalisation in training over the batches of all processes.
         lr: learning rate at the first step.
         schedule: the learning rate falls to zero over `epochs` along a half cosine.
         momentum: of SGD. Note: not in the paper.
@@ -109,6 +115,9 @@ class TrainConfig:
 
     epochs: int = 120
     batch_size: int = 1024
+    micro_batch: int | None = None
+    precision: Precision = "float32"
+    sync_bn: bool = False
     lr: float = 0.12
     schedule: Literal["cosine"] = "cosine"
     momentum: float = 0.9
@@ -138,6 +147,7 @@ class TrainConfig:
     def __post_init__(self) -> None:
         check_types(self, "train")
         check_range(self, "train", "epochs", "batch_size", "update_every_epochs", "q_epochs", low=1)
+        check_range(self, "train", "micro_batch", low=1)
         check_range(self, "train", "score_images", "unlabeled_ratio", "agreement_paths", "max_proposals", low=1)
         check_range(self, "train", "checkpoint_every_steps", "log_every_steps", low=1)
         check_range(self, "train", "score_paths", low=2)
@@ -179,9 +189,16 @@ class RetrainConfig:
     Attributes:
         recipe: a named set of the values below, the base for those that are not given.
         path: the network: a path as text, `@file`, or a published one (GreedyNAS-A/B/C); null takes the run's best.
+        model: a timm model by name instead of a path, without pretrained weights: a reference under the same recipe.
+        resolution: pixels a side of the training images; null takes the space's.
         optimizer: `rmsproptf` (TensorFlow form, epsilon 1e-3) or `sgd` (Nesterov).
         epochs: passes over the training images.
         batch_size: images a step, over all devices.
+        micro_batch: images in one forward pass at most, the gradients of a step are summed; null takes all. Batch
+            normalisation sees one micro-batch at a time.
+        precision: of convolutions and linear layers in training (torch's autocast); weights stay float32. `fp16` scales
+            the loss. Networks are always measured in float32.
+        sync_bn: batch normalisation over the batches of all processes; not for models of timm.
         lr: learning rate after warm-up.
         warmup_epochs: epochs in which the learning rate rises linearly from `warmup_lr`.
         warmup_lr: learning rate at the first step.
@@ -196,14 +213,21 @@ class RetrainConfig:
         grad_clip: largest norm of a step's gradient; null clips nothing.
         checkpoint_every_steps: steps between two checkpoints.
         log_every_steps: steps between two rows of metrics.
+        eval_every_epochs: epochs between two measurements of the averaged and the raw weights on the test part, of
+            which the best averaged ones are kept too; 0 measures nothing before the end.
         augment: augmentation of the training images.
     """
 
     recipe: RecipeName = "mobile"
     path: str | None = None
+    model: str | None = None
+    resolution: int | None = None
     optimizer: Literal["rmsproptf", "sgd"] = "rmsproptf"
     epochs: int = 450
     batch_size: int = 768
+    micro_batch: int | None = None
+    precision: Precision = "float32"
+    sync_bn: bool = False
     lr: float = 0.048
     warmup_epochs: float = 3
     warmup_lr: float = 1e-6
@@ -218,16 +242,22 @@ class RetrainConfig:
     grad_clip: float | None = None
     checkpoint_every_steps: int = 500
     log_every_steps: int = 50
+    eval_every_epochs: int = 0
     augment: Augment = field(default_factory=Augment)
 
     def __post_init__(self) -> None:
         check_types(self, "retrain")
         check_range(self, "retrain", "epochs", "batch_size", "checkpoint_every_steps", "log_every_steps", low=1)
-        check_range(self, "retrain", "warmup_epochs", "warmup_lr", "weight_decay", low=0)
+        check_range(self, "retrain", "resolution", "micro_batch", low=1)
+        check_range(self, "retrain", "warmup_epochs", "warmup_lr", "weight_decay", "eval_every_epochs", low=0)
         check_range(self, "retrain", "lr", "decay_epochs", "grad_clip", low=0, open_low=True)
         check_range(self, "retrain", "decay_rate", low=0, high=1, open_low=True)
         check_range(self, "retrain", "momentum", "dropout", "label_smoothing", low=0, high=0.9999)
         check_range(self, "retrain", "ema_decay", low=0, high=0.999999)
+        if self.path is not None and self.model is not None:
+            raise InputError(
+                f"retrain.path {self.path!r} and retrain.model {self.model!r} name two networks; set one to null."
+            )
 
 
 @dataclass(frozen=True)
@@ -238,16 +268,18 @@ class EvaluateConfig:
         split: images to evaluate on; `test` is an error where the data has no test part.
         path: null measures the retrained network; a path as text, `@file`, a published name or `best` measures that
             path with the supernet's weights instead.
+        resolution: pixels a side of the images; null takes the one that the network was trained at.
         batch_size: images at once.
     """
 
     split: Literal["test", "validation"] = "test"
     path: str | None = None
+    resolution: int | None = None
     batch_size: int = 500
 
     def __post_init__(self) -> None:
         check_types(self, "evaluate")
-        check_range(self, "evaluate", "batch_size", low=1)
+        check_range(self, "evaluate", "resolution", "batch_size", low=1)
 
 
 @dataclass(frozen=True)
@@ -261,6 +293,8 @@ class RunConfig:
         threads: CPU threads; 0 means all cores found now, and that number is what is kept.
         backend: `auto` runs blocks as fused operations wherever there are some for the device, `fused` insists on them,
             `reference` runs torch's layers. Results agree within rounding.
+        profile: so many steps of `train` and of `retrain` are profiled, each time the command runs, after three to warm
+            up; the Chrome trace is `profile/<stage>.json` in the run folder. 0 profiles nothing.
         space: the search space.
         data: the images.
         train: training of the supernet.
@@ -277,6 +311,7 @@ class RunConfig:
     device: Literal["auto", "cpu", "cuda"] = "auto"
     threads: int = 0
     backend: Literal["auto", "fused", "reference"] = "auto"
+    profile: int = 0
     space: SpaceConfig = field(default_factory=SpaceConfig)
     data: DataConfig = field(default_factory=DataConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
@@ -290,7 +325,7 @@ class RunConfig:
     def __post_init__(self) -> None:
         check_types(self, "")
         check_range(self, "", "seed", low=0, high=2**63 - 1)
-        check_range(self, "", "threads", low=0)
+        check_range(self, "", "threads", "profile", low=0)
         if self.threads == 0:
             object.__setattr__(self, "threads", cores())
 
@@ -349,7 +384,7 @@ def resolve(
     """The configuration of a new run, or of an existing one with what this command line changes.
 
     The rule for an existing run: what a command line asks for is laid over what is stored; a section whose stage has
-    started (`frozen`) may be repeated but not changed.
+    started (`frozen`) may be repeated but not changed, save for `FREE`.
 
     Args:
         source: what the command line asks for.
@@ -371,7 +406,7 @@ def resolve(
     after = _build(merge(before, asked))
     old, new = flatten(before), flatten(after.to_dict())
     for key, value in new.items():
-        if key.split(".", 1)[0] in frozen and value != old[key]:
+        if key.split(".", 1)[0] in frozen and key not in FREE and value != old[key]:
             raise InputError(
                 f"{key} is {old[key]!r} in this run and its stage has started, so it cannot become {value!r}. "
                 "Leave the option away to go on, or start a new run."

@@ -46,9 +46,10 @@ def examine() -> dict[str, Any]:
     """Everything that `greedynas-fast doctor` says, as plain values.
 
     Returns:
-        Keys `version`, `python`, `platform`, `packages` (version or null, purpose, remedy), `dali`, `core` (the
-        compiled module), `cpu`, `gpu`, `blocks` (what they run as, a device), `threads`, `problems` (sentences; empty
-        when all is well) and `next`.
+        Keys `version`, `python`, `platform`, `packages` (version or null, purpose, remedy), `dali`, `data_backend`
+        (what decodes image files with `data.backend: auto`, and why; or null), `core` (the compiled module), `cpu`,
+        `gpu`, `blocks` (what they run as, a device), `threads`, `problems` (sentences; empty when all is well) and
+        `next`.
     """
     packages = {
         name: {"version": version(name), "purpose": purpose, "remedy": remedy}
@@ -64,6 +65,7 @@ def examine() -> dict[str, Any]:
         "platform": platform.platform(),
         "packages": packages,
         "dali": next(({"package": name, "version": found} for name in DALI if (found := version(name))), None),
+        "data_backend": _data_backend(),
         "core": core,
         "cpu": {"cores": _cores(), **_cpu()},
         "gpu": gpu,
@@ -87,6 +89,7 @@ def show(result: dict[str, Any]) -> str:
         f"blocks         {'; '.join(f'{device}: {what}' for device, what in result['blocks'].items())}",
         f"threads        {', '.join(f'{name} {value}' for name, value in result['threads'].items())}",
         f"DALI           {_dali_line(result['dali'])}",
+        f"image files    {result['data_backend'] or 'cannot be read'}",
         "packages",
     ]
     for name, package in result["packages"].items():
@@ -179,6 +182,15 @@ def _blocks(core: dict[str, Any]) -> dict[str, str]:
     except (ImportError, OSError, RuntimeError):
         return {"cpu": plain, "cuda": plain}
     return {"cpu": f"fused in float32 and bfloat16 (compiled core, {core['isa']}, on {team})", "cuda": plain}
+
+
+def _data_backend() -> str | None:
+    """What decodes image files with `data.backend: auto`, and why; None where nothing does."""
+    try:
+        reason: str = importlib.import_module("greedynas_fast.data.backend").reader("auto").reason
+    except (ImportError, OSError):
+        return None
+    return reason
 
 
 def _cores() -> int:

@@ -77,12 +77,15 @@ def torch_threads(count: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def alternate(runs: Mapping[str, Callable[[], int]], repeats: int) -> dict[str, list[float]]:
+def alternate(
+    runs: Mapping[str, Callable[[], int]], repeats: int, clock: Callable[[], float] = time.perf_counter
+) -> dict[str, list[float]]:
     """Run the versions in turn (A B A B ...), so that a change of the machine's speed meets all of them.
 
     Args:
         runs: each handles some paths and returns how many; all have run once before.
         repeats: rounds.
+        clock: seconds.
 
     Returns:
         Paths a second of every run.
@@ -90,9 +93,9 @@ def alternate(runs: Mapping[str, Callable[[], int]], repeats: int) -> dict[str, 
     rates: dict[str, list[float]] = {name: [] for name in runs}
     for _ in range(repeats):
         for name, run in runs.items():
-            start = time.perf_counter()
+            start = clock()
             count = run()
-            rates[name].append(count / (time.perf_counter() - start))
+            rates[name].append(count / (clock() - start))
     return rates
 
 

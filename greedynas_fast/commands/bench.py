@@ -74,6 +74,7 @@ _COLUMNS: dict[str, str | tuple[str, str]] = {
     "same decision": "decision_agreement",
     "overlap": "accepted_overlap",
     "compared": "compared_paths",
+    "data wait": "data_wait",
     "note": "note",
 }
 

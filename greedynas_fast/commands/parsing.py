@@ -56,7 +56,7 @@ class Options:
     def add_shorthand(self, short: str, option: str, metavar: str) -> None:
         """Let `short` stand for `option`, which exists already."""
         self._short[short] = option
-        self.parser.epilog = f"{short} {metavar} is short for {option} {metavar}."
+        self.parser.epilog = f"{self.parser.epilog or ''} {short} {metavar} is short for {option} {metavar}.".lstrip()
 
     def parse(self, words: Sequence[str]) -> Namespace:
         """Parse the words after the command.

@@ -63,7 +63,7 @@ class Table4Config:
     """What to run.
 
     Attributes:
-        bench: path of `nas-bench-macro_cifar10.json`.
+        bench: path of `nas-bench-macro_cifar10.json`; it has no default that would do.
         budget: `quick` (a look, minutes), `trial` (the default) or `paper` (3,000 steps of 1,024).
         seeds: number of seeds; seed s fixes the training set and the training.
         first_seed: the first of them.
@@ -73,7 +73,7 @@ class Table4Config:
         workers: processes; None takes the cores that this process may use. Results do not depend on it.
     """
 
-    bench: str | Path
+    bench: str | Path = ""
     budget: BudgetName = "trial"
     seeds: int = 3
     first_seed: int = 0
@@ -84,6 +84,8 @@ class Table4Config:
 
     def __post_init__(self) -> None:
         """Check every value."""
+        if not str(self.bench):
+            raise InputError("missing: --bench.")
         if self.budget not in get_args(BudgetName):
             raise InputError(f"budget must be one of {', '.join(get_args(BudgetName))}, got {self.budget!r}")
         if self.seeds < 1:

@@ -14,16 +14,17 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from greedynas_fast.config import RunConfig
 from greedynas_fast.errors import InputError
 from greedynas_fast.filter import TrainedFilter
-from greedynas_fast.nn import use_backend
-from greedynas_fast.runtime import Stopwatch, seed_for
-from greedynas_fast.sampling import FilterSampler, PathBatch, UniformSampler
+from greedynas_fast.nn import synchronise_norms, use_backend
+from greedynas_fast.runtime import Stopwatch, World, all_reduce, seed_for
+from greedynas_fast.sampling import FilterSampler, RejectionError, UniformSampler
 from greedynas_fast.spaces import SearchSpace
 from greedynas_fast.stages.filter_update import TRAINING_STREAM, FilterUpdate, FilterUpdater
+from greedynas_fast.stages.gradients import Gradients, StepResult
+from greedynas_fast.stages.loss_scale import LossScale
 from greedynas_fast.stages.schedule import Schedule
 from greedynas_fast.supernet import BankSGD, ParameterBank, Supernet, compact, load_checkpoint
 
@@ -56,8 +57,9 @@ class Algorithm1:
         schedule: Schedule,
         score: Callable[[Supernet, Paths], npt.NDArray[np.float64]],
         device: torch.device,
+        world: World | None = None,
     ) -> None:
-        """An untrained supernet.
+        """An untrained supernet, the same on all ranks.
 
         Args:
             space: the search space.
@@ -65,16 +67,28 @@ class Algorithm1:
             schedule: when what is done.
             score: validation losses [m] of paths [m, L] on a supernet.
             device: where to train.
+            world: the processes that train it together; None for this one alone.
         """
         self.space, self.config, self.schedule, self.device = space, config, schedule, device
+        self.world = world or World()
         self.net = Supernet(space, seed=seed_for(config.seed, "supernet"))
         self.net.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         use_backend(self.net, config.backend)
+        if config.train.sync_bn and self.world.size > 1:
+            synchronise_norms(self.net, all_reduce)
         self.net.train()  # once: walking all modules at every step would cost more than a small step itself
+        self._loss_scale = LossScale() if config.train.precision == "fp16" else None
+        self._gradients: Gradients | None = None
         self._use(ParameterBank(self.net))
         self.sampling = Stopwatch()
         self.updater = FilterUpdater(
-            space, config.train, config.filter, config.seed, lambda paths: score(self.net, paths), self.sampling
+            space,
+            config.train,
+            config.filter,
+            config.seed,
+            lambda paths: score(self.net, paths),
+            self.sampling,
+            self.world,
         )
         self.step = 0
         self.updates = 0
@@ -113,37 +127,44 @@ class Algorithm1:
             self._fill_queue()
         return tuple(int(op) for op in self._queue[0])
 
-    def train_step(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    def train_step(self, images: Tensor, labels: Tensor, *, stop: bool = False) -> StepResult:
         """Train the next path on one batch (Alg. 1, line 6).
 
         Args:
-            images: [B, C, H, W].
+            images: this rank's part of the batch, [B, C, H, W].
             labels: int64 [B].
+            stop: whether this process was asked to stop, which the result tells all ranks; the step is done anyway.
 
         Returns:
-            The loss (with label smoothing) and the number of correct predictions, as scalars on the device.
+            Figures of the whole batch, the same on all ranks.
 
         Raises:
-            InputError: the loss, or with `grad_clip` a gradient, is not finite; nothing has been changed by this step.
+            InputError: the loss, or with `grad_clip` a gradient, is not finite; no parameter has been changed by this
+                step. With `fp16` gradients that are not finite make the loss scale smaller instead, and the step is
+                one without an update.
         """
         path = self.next_path()
-        # Dropout draws from the global generator: seeded by the step, it does not depend on where the run was resumed.
-        torch.manual_seed(seed_for(self.config.seed, "dropout", self.step))
-        logits = self.net(images, path)
-        loss = functional.cross_entropy(logits, labels, label_smoothing=self.config.train.label_smoothing)
-        if not torch.isfinite(loss):
-            raise self._diverged(f"the loss is {loss.item()}", path)
-        loss.backward()  # type: ignore[no-untyped-call]
-        if not self.optimizer.step(path, self.schedule.lr(self.step)):
+        assert self._gradients is not None
+        scale = None if self._loss_scale is None else self._loss_scale.value
+        # Seeded by the step, dropout does not depend on where the run was resumed.
+        seed = seed_for(self.config.seed, "dropout", self.step)
+        result = self._gradients.compute(path, images, labels, seed, scale, stop)
+        if not torch.isfinite(result.loss):
+            self.bank.zero_grad(path)
+            raise self._diverged(f"the loss is {result.loss.item()}", path)
+        stepped = self.optimizer.step(path, self.schedule.lr(self.step), loss_scale=scale)
+        if self._loss_scale is not None:
+            self._loss_scale.update(stepped)
+        elif not stepped:
             raise self._diverged("a gradient is not finite", path)
         self._queue = self._queue[1:]
         self.step += 1
         if self.step >= self.schedule.total_steps:
             self.stop_reason = f"all {self.config.train.epochs} epochs are done"
-        return loss.detach(), (logits.detach().argmax(dim=1) == labels).sum()
+        return result
 
     def _diverged(self, what: str, path: tuple[int, ...]) -> InputError:
-        return InputError(
+        return self.world.same_error(
             f"train: {what} at step {self.step + 1} (epoch {self.schedule.epoch(self.step)}, "
             f"path {self.space.format(path, 'digits')}); a smaller train.lr or train.grad_clip may help."
         )
@@ -177,6 +198,7 @@ class Algorithm1:
             "kappa": self.kappa,
             "stop_reason": self.stop_reason,
             "queue": torch.from_numpy(np.ascontiguousarray(self._queue)),
+            "loss_scale": None if self._loss_scale is None else self._loss_scale.state_dict(),
             "supernet": self.net.state_dict(),
             "optimizer": self.optimizer.state_dict(),
         }
@@ -197,6 +219,8 @@ class Algorithm1:
         self.acceptance, self.fallbacks, self.kappa = state["acceptance"], state["fallbacks"], state["kappa"]
         self.stop_reason = state["stop_reason"]
         self._queue = state["queue"].numpy()
+        if self._loss_scale is not None:
+            self._loss_scale.load_state_dict(state["loss_scale"])
 
     def _use(self, bank: ParameterBank, buffers: Mapping[str, Tensor] | None = None) -> None:
         """Go on with this bank and an optimizer of its own, whose state is `buffers` if there are any."""
@@ -205,6 +229,9 @@ class Algorithm1:
         self.optimizer = BankSGD(bank, train.momentum, train.weight_decay, clip_norm=train.grad_clip)
         if buffers is not None:
             self.optimizer.load_state_dict(dict(buffers))
+        if self._gradients is not None:
+            self._gradients.close()
+        self._gradients = Gradients(bank, train, self.world)
 
     def _compact(self, allowed: npt.NDArray[np.bool_]) -> None:
         """Free what operations hold that no path will use again."""
@@ -213,17 +240,21 @@ class Algorithm1:
             self._use(bank, buffers)
 
     def _fill_queue(self) -> None:
-        """Draw the paths of all steps up to the next update."""
-        with self.sampling:
-            batch = self._draw(self.schedule.next_update(self.step) - self.step)
-        self._queue, self.fallbacks = batch.paths, batch.fallbacks
+        """Draw the paths of all steps up to the next update.
 
-    def _draw(self, count: int) -> PathBatch:
+        Rank 0 draws for all: filters on CPUs of different kinds round differently, and might let different paths
+        through. One message a period costs nothing.
+        """
+        count = self.schedule.next_update(self.step) - self.step
+        with self.sampling:
+            self._queue, self.fallbacks, self.acceptance = self.world.on_main(lambda: self._draw(count))
+
+    def _draw(self, count: int) -> tuple[Paths, int, float | None]:
+        """Paths, how many of them the filter calls weak, and the share of proposals that passed it, if there is one."""
         # Each period between two updates has a sequence of proposals of its own.
         seed = seed_for(self.config.seed, "training paths", self.updates)
         if self.trained is None or self.trained.collapsed:
-            self.acceptance = None
-            return UniformSampler(self.space, self.allowed, seed, TRAINING_STREAM).sample(count)
+            return UniformSampler(self.space, self.allowed, seed, TRAINING_STREAM).sample(count).paths, 0, None
         sampler = FilterSampler(
             self.space,
             self.trained.engine,
@@ -234,6 +265,8 @@ class Algorithm1:
             max_proposals=self.config.train.max_proposals * count,
             strict=self.config.train.strict_sampling,
         )
-        batch = sampler.sample(count)
-        self.acceptance = batch.acceptance
-        return batch
+        try:
+            batch = sampler.sample(count)
+        except RejectionError as error:
+            raise InputError(f"train.strict_sampling: {error}.") from None
+        return batch.paths, batch.fallbacks, batch.acceptance

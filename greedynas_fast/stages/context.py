@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import copy
+import os
 import shlex
-from collections.abc import Iterator
-from contextlib import contextmanager
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from greedynas_fast import spaces
 from greedynas_fast.config import ConfigSource, RunConfig, frozen_sections, resolve
@@ -21,8 +24,11 @@ from greedynas_fast.runtime import (
     MetricsLog,
     Progress,
     RunFolder,
+    World,
     keep_freed_memory,
+    local_size,
     make_deterministic,
+    profiled,
     read_json,
     read_rows,
     resolve_device,
@@ -53,13 +59,15 @@ class StageContext:
         config: the resolved configuration.
         reporter: how to talk to people.
         device: where to compute.
+        world: the processes that work on this run together.
     """
 
-    def __init__(self, run: RunFolder, config: RunConfig, reporter: Reporter) -> None:
+    def __init__(self, run: RunFolder, config: RunConfig, reporter: Reporter, world: World | None = None) -> None:
         self.run, self.config, self.reporter = run, config, reporter
         self._said: set[str] = set()
-        self.device = resolve_device(config.device)
-        set_threads(config.threads)
+        self.world = world or World()
+        self.device = self.world.device(resolve_device(config.device))
+        set_threads(max(1, config.threads // local_size()))
         if self.device.type == "cpu":
             keep_freed_memory()
         make_deterministic()
@@ -83,16 +91,36 @@ class StageContext:
             self.config.data, resolution=space.resolution, in_channels=space.in_channels, seed=self.config.seed
         )
 
+    def data_at(self, resolution: int) -> DataBundle:
+        """The images at another resolution than the space's."""
+        if resolution == self.space.resolution:
+            return self.data
+        return open_data(
+            self.config.data, resolution=resolution, in_channels=self.space.in_channels, seed=self.config.seed
+        )
+
+    def solo(self) -> StageContext:
+        """The same run for this process alone: what it then does asks no other rank."""
+        alone = copy.copy(self)
+        alone.world = World()
+        return alone
+
     def _stored_space(self) -> SearchSpace | None:
         return SearchSpace.from_dict(read_json(self.run.space)) if self.run.space.is_file() else None
 
     def progress(self, description: str, total: int, *, start: int = 0, unit_size: int | None = None) -> Progress:
         """A display of how far a stage is."""
-        return Progress(description, total, start=start, unit_size=unit_size, quiet=self.reporter.quiet)
+        stream = None if self.world.is_main else _nowhere()
+        return Progress(description, total, start=start, unit_size=unit_size, quiet=self.reporter.quiet, stream=stream)
 
     def metrics(self) -> MetricsLog:
         """The run's metrics, also for tensorboard."""
-        return MetricsLog(self.run.metrics, self.run.events, notify=self._say_once)
+        events = self.run.events if self.world.is_main else None
+        return MetricsLog(self.run.metrics, events, notify=self._say_once)
+
+    def profile(self, stage: str, progress: Progress) -> AbstractContextManager[Callable[[], None]]:
+        """The profile of the stage's steps that the configuration asks for; see `profiled`."""
+        return profiled(self.run.profile(stage), self.config.profile, progress.message, cuda=self.device.type == "cuda")
 
     def command(self, stage: str, options: str = "") -> str:
         """The command line that works on this run folder; `train` and `run` take it as an option."""
@@ -113,9 +141,14 @@ class StageContext:
     def load_checkpoint(self, stage: str, progress: Progress | None = None) -> dict[str, Any] | None:
         """The newest whole checkpoint of a stage, if any; damaged ones are passed over and said to be.
 
+        Rank 0 reads it, the others get it from there.
+
         Raises:
             InputError: all checkpoints are damaged, or they belong to another search space.
         """
+        return self.world.on_main(lambda: self._read_checkpoint(stage, progress))
+
+    def _read_checkpoint(self, stage: str, progress: Progress | None) -> dict[str, Any] | None:
         store = CheckpointStore(self.run.checkpoints(stage))
         found = store.load_latest()
         for notice in store.notices:
@@ -141,6 +174,11 @@ class StageContext:
             self._said.add(text)
             self.say(text, progress)
 
+    def say_notices(self, progress: Progress | None = None) -> None:
+        """Show what has turned out about the data since the last time, e.g. files that are skipped."""
+        for notice in self.data.notices:
+            self._say_once(notice, progress)
+
     def say_layers(self, progress: Progress | None = None) -> None:
         """Show what the blocks of networks run as here."""
         self._say_once(f"blocks: {what_runs(self.config.backend, self.device)}", progress)
@@ -160,6 +198,9 @@ def open_run(
 ) -> Iterator[StageContext]:
     """Own a run folder for the time of a stage, with its configuration resolved, checked and stored.
 
+    Of several processes rank 0 owns it. Each other one works in a scratch folder of its own that is thrown away, with
+    the same configuration and space: they need not see rank 0's disk.
+
     Args:
         path: the run folder.
         source: what the command line asked for.
@@ -171,6 +212,25 @@ def open_run(
     Raises:
         InputError: no such run, in use by another process, read-only, or a configuration that cannot be.
     """
+    world = World.current()
+    with ExitStack() as stack:
+        opened: list[tuple[RunFolder, RunConfig]] = []
+
+        def enter() -> tuple[dict[str, Any], Any]:
+            run, config = stack.enter_context(_owned_run(path, source, reporter, create=create, keep=keep))
+            opened.append((run, config))
+            return config.to_dict(), read_json(run.space) if run.space.is_file() else None
+
+        plain = world.on_main(enter)
+        run, config = opened[0] if opened else stack.enter_context(_scratch_run(*plain))
+        yield StageContext(run, config, reporter, world)
+
+
+@contextmanager
+def _owned_run(
+    path: Path, source: ConfigSource, reporter: Reporter, *, create: bool, keep: bool
+) -> Iterator[tuple[RunFolder, RunConfig]]:
+    """What `open_run` does for the process that owns the folder."""
     folder = RunFolder.create(path) if create else RunFolder.open(path)
     with folder as run:
         stored = run.read_config() if run.has_config else None
@@ -181,12 +241,22 @@ def open_run(
         if reporter.command is not None:
             _record_command(run, reporter.command)
         try:
-            yield StageContext(run, config, reporter)
+            yield run, config
         except InputError:
             if stored is not None and changed:
                 begun = frozen_sections(_started(run))
                 run.write_config({**config.to_dict(), **{k: v for k, v in stored.items() if k not in begun}})
             raise
+
+
+@contextmanager
+def _scratch_run(config: dict[str, Any], space: Any) -> Iterator[tuple[RunFolder, RunConfig]]:
+    """A run folder for a process that is not to write, with what the real one begins with."""
+    with tempfile.TemporaryDirectory(prefix="greedynas-rank-") as place, RunFolder.create(place) as run:
+        run.write_config(config)
+        if space is not None:
+            write_json(run.space, space)
+        yield run, resolve(ConfigSource(), config)
 
 
 def unfinished_run(parent: Path, config: RunConfig, last_stage: str) -> Path | None:
@@ -221,6 +291,11 @@ def _started(run: RunFolder) -> list[str]:
         "retrain": (run.checkpoints("retrain"),),
     }
     return [stage for stage, places in marks.items() if any(_has_content(place) for place in places)]
+
+
+def _nowhere() -> TextIO:
+    """Where ranks that are not to be heard write."""
+    return open(os.devnull, "w")
 
 
 def _has_content(place: Path) -> bool:

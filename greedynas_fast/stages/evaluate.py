@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional
 
 from greedynas_fast.config import ConfigSource
 from greedynas_fast.data import Split
 from greedynas_fast.errors import InputError
 from greedynas_fast.runtime import write_json
+from greedynas_fast.stages.architecture import Architecture, PathNetwork
 from greedynas_fast.stages.choice import chosen_path, inherited
 from greedynas_fast.stages.context import Reporter, StageContext, open_run
-from greedynas_fast.stages.model_files import load_model
-from greedynas_fast.supernet import Network
+from greedynas_fast.stages.model_files import architecture, load_model
 
 STAGE = "evaluate"
+Statistics: TypeAlias = tuple[tuple[float, ...], tuple[float, ...]]  # mean and standard deviation of each channel
 
 
 def evaluate(run: Path, source: ConfigSource, reporter: Reporter) -> dict[str, Any]:
@@ -30,8 +31,8 @@ def evaluate(run: Path, source: ConfigSource, reporter: Reporter) -> dict[str, A
         reporter: how to talk to people.
 
     Returns:
-        `run`, `weights` (retrained or inherited), `split`, `images`, `top1`, `top5` (0..1), `loss`, `text`, `params`,
-        `macs`, `next`.
+        `run`, `weights` (retrained or inherited), `split`, `resolution`, `images`, `top1`, `top5` (0..1), `loss`,
+        `path` (digits, or timm:NAME), `text`, `params`, `macs`, `next`.
 
     Raises:
         InputError: nothing to measure, or no test part in the data.
@@ -42,26 +43,40 @@ def evaluate(run: Path, source: ConfigSource, reporter: Reporter) -> dict[str, A
 
 
 def evaluate_stage(context: StageContext) -> dict[str, Any]:
-    """`evaluate` on a run folder that is already open."""
+    """`evaluate` on a run folder that is already open; rank 0 does it."""
+    return context.world.on_main(lambda: _evaluate(context.solo()))
+
+
+def _evaluate(context: StageContext) -> dict[str, Any]:
     config = context.config.evaluate
-    split = context.data.test if config.split == "test" else context.data.validation
-    if split is None:
+    if config.split == "test" and context.data.test is None:
         raise InputError(
             "evaluate: the data has no test part; --evaluate.split validation measures on the held-out one."
         )
-    network, weights = _network(context)
+    network, trained, weights, statistics = _network(context)
+    measured = trained
+    if config.resolution is not None:
+        try:
+            measured = trained.at(config.resolution)
+        except InputError as error:
+            raise InputError(f"evaluate.resolution: {error}") from None
+    data = context.data_at(measured.resolution)
+    split = data.test if config.split == "test" else data.validation
+    assert split is not None
+    network = _Renormalised(network, (data.mean, data.std), statistics)
     figures = measure(network.to(context.device), split, config.batch_size, context.device)
-    cost = context.space.cost(network.path)
+    cost = measured.cost()
     result = {
         "weights": weights,
         "split": config.split,
+        "resolution": measured.resolution,
         **figures,
-        "path": context.space.format(network.path, "digits"),
-        "text": context.space.format(network.path),
+        "path": measured.key,
+        "text": measured.text,
         "params": cost.params,
         "macs": cost.macs,
     }
-    if weights == "retrained":
+    if weights == "retrained" and measured.resolution == _headline_resolution(context, trained):
         write_json(context.run.result, {**result, "next": context.command("export")})
         context.final_row(STAGE, 0, result)
     return {"run": str(context.run.path), **result, "next": context.command("export")}
@@ -90,14 +105,45 @@ def measure(network: nn.Module, split: Split, batch_size: int, device: torch.dev
     return {"images": count, "top1": top1 / count, "top5": top5 / count, "loss": loss / count}
 
 
-def _network(context: StageContext) -> tuple[Network, str]:
+def _headline_resolution(context: StageContext, trained: Architecture) -> int:
+    """The resolution of the run's own figure: what this one command asks for does not replace it."""
+    stored = context.run.read_config().get("evaluate") or {}
+    return int(stored.get("resolution") or trained.resolution)
+
+
+class _Renormalised(nn.Module):
+    """A network whose images were normalised by other statistics than those that it was trained with.
+
+    Statistics that are computed from the images differ a little from resolution to resolution.
+    """
+
+    scale: Tensor
+    shift: Tensor
+
+    def __init__(self, network: nn.Module, given: Statistics, trained: Statistics) -> None:
+        super().__init__()
+        self.network, self.same = network, given == trained
+        (mean, std), (own_mean, own_std) = (torch.tensor(pair)[:, :, None, None] for pair in (given, trained))
+        self.register_buffer("scale", std / own_std)
+        self.register_buffer("shift", (mean - own_mean) / own_std)
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits: Tensor = self.network(images if self.same else images * self.scale + self.shift)
+        return logits
+
+
+def _network(context: StageContext) -> tuple[nn.Module, Architecture, str, Statistics]:
+    """The network, what it is at its own resolution, where its weights come from, mean and deviation of its images."""
     asked = context.config.evaluate.path
     if asked is not None:
         path, _ = chosen_path(context, asked)
-        return inherited(context, path), "inherited"
+        statistics = (context.data.mean, context.data.std)
+        return inherited(context, path), PathNetwork(context.space, path), "inherited", statistics
     if not context.run.retrain_weights.is_file():
         raise InputError(
             f"{context.run.path}: no network is retrained here yet. First: {context.command('retrain')}, or measure a "
             "path with the supernet's weights: --evaluate.path best."
         )
-    return load_model(context.run.retrain)[0], "retrained"
+    network, model = load_model(context.run.retrain)
+    statistics = tuple(model["mean"] or context.data.mean), tuple(model["std"] or context.data.std)
+    return network, architecture(model, context.run.retrain_config), "retrained", statistics

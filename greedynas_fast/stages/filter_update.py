@@ -20,7 +20,7 @@ from greedynas_fast.filter import (
     similarity_matrices,
     train_filter,
 )
-from greedynas_fast.runtime import Stopwatch, seed_for
+from greedynas_fast.runtime import Stopwatch, World, seed_for
 from greedynas_fast.spaces import SearchSpace
 
 Mask = npt.NDArray[np.bool_]
@@ -50,6 +50,15 @@ class FilterUpdate:
     row: dict[str, Any]
     stop: bool
 
+    def to_plain(self) -> dict[str, Any]:
+        """What `from_plain` makes an equal update of; it can be sent to another process."""
+        return {**vars(self), "trained": self.trained.state_dict()}
+
+    @classmethod
+    def from_plain(cls, plain: dict[str, Any]) -> FilterUpdate:
+        """The update that gave `plain`."""
+        return cls(**{**plain, "trained": TrainedFilter.from_state_dict(plain["trained"])})
+
 
 @dataclass(frozen=True)
 class FilterUpdater:
@@ -62,6 +71,7 @@ class FilterUpdater:
         seed: of the run.
         score: validation losses [m] of paths [m, L] on the supernet as it is.
         inference: takes the time of comparing filters.
+        world: the processes of the run. All score, rank 0 decides.
     """
 
     space: SearchSpace
@@ -70,6 +80,7 @@ class FilterUpdater:
     seed: int
     score: Callable[[Paths], npt.NDArray[np.float64]]
     inference: Stopwatch
+    world: World
 
     def update(self, index: int, q: float, allowed: Mask, previous: TrainedFilter | None) -> FilterUpdate:
         """Score m paths, train the filter on the worst q of them, merge operations, compare with the last filter.
@@ -82,6 +93,24 @@ class FilterUpdater:
         """
         scored = self._draw(SCORED_STREAM, index, self.config.score_paths, allowed)
         losses = self.score(scored)
+        decided: list[FilterUpdate] = []
+
+        def decide() -> dict[str, Any]:
+            decided.append(self._decide(index, q, scored, losses, allowed, previous))
+            return decided[0].to_plain()
+
+        plain = self.world.on_main(decide)
+        return decided[0] if decided else FilterUpdate.from_plain(plain)
+
+    def _decide(
+        self,
+        index: int,
+        q: float,
+        scored: Paths,
+        losses: npt.NDArray[np.float64],
+        allowed: Mask,
+        previous: TrainedFilter | None,
+    ) -> FilterUpdate:
         num_weak = max(1, round(q * len(scored)))
         unlabeled = self._draw(UNLABELED_STREAM, index, self.config.unlabeled_ratio * num_weak, allowed)
         trained = train_filter(

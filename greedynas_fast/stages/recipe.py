@@ -1,38 +1,55 @@
-"""How one network is retrained: optimizer, learning rate and weight average through timm (Sec. 5.1)."""
+"""How one network is retrained: gradient, optimizer, learning rate and weight average, through timm (Sec. 5.1)."""
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.nn import functional
 
 from greedynas_fast.config import RetrainConfig
+from greedynas_fast.errors import InputError
+from greedynas_fast.nn import BatchDropout, synchronise_norms
+from greedynas_fast.runtime import World, all_reduce
+from greedynas_fast.stages.gradients import StepResult, autocast, num_passes
 
 
 class Recipe:
     """Optimizer, schedule and exponential moving average for one network.
 
-    The learning rate is a pure function of the step, so only the optimizer and the average have a state.
+    The learning rate is a pure function of the step, so only optimizer, average and loss scale have a state.
 
     Attributes:
         network: the network that is trained.
         average: its exponential moving average; None where the recipe keeps none.
     """
 
-    def __init__(self, network: nn.Module, config: RetrainConfig, steps_per_epoch: int) -> None:
+    def __init__(
+        self, network: nn.Module, config: RetrainConfig, steps_per_epoch: int, world: World | None = None
+    ) -> None:
         """A recipe at its first step.
 
         Args:
-            network: on its device.
+            network: on its device, the same on all ranks.
             config: the numbers.
             steps_per_epoch: full batches an epoch.
+            world: the processes that train it together; None for this one alone.
+
+        Raises:
+            InputError: `sync_bn`, and a norm of timm's that cannot be synchronised.
         """
         from timm.utils import ModelEmaV3
 
-        self.network, self.config = network, config
+        self.network, self.config, self._world = network, config, world or World()
+        if config.sync_bn and self._world.size > 1:
+            _synchronise(network)
+        self._replica = network if self._world.size == 1 else _replica(network)
         self.optimizer = _optimizer(network, config)
         self._scheduler = _scheduler(self.optimizer, config, steps_per_epoch)
+        device = next(network.parameters()).device
+        self._scaler = torch.amp.GradScaler(device.type, enabled=config.precision == "fp16")
         self._ema = None if config.ema_decay is None else ModelEmaV3(network, decay=config.ema_decay)
 
     @property
@@ -52,28 +69,84 @@ class Recipe:
         """Learning rate of the last step."""
         return float(self.optimizer.param_groups[0]["lr"])
 
-    def step(self, step: int, loss: torch.Tensor) -> None:
-        """Backward pass and one update.
+    def gradient(self, images: Tensor, labels: Tensor, seed: int, *, stop: bool = False) -> StepResult:
+        """The gradient of one whole batch, in the parameters' `grad` (times the scale of `fp16`).
+
+        Args:
+            images: this rank's part of the batch, float32 [B, C, H, W] on the network's device.
+            labels: int64 [B].
+            seed: of dropout in this step, the same on all ranks.
+            stop: whether this process was asked to stop.
+
+        Returns:
+            Figures of the whole batch, the same on all ranks, without a graph.
+        """
+        config, world = self.config, self._world
+        batch = len(labels) if world.size == 1 else config.batch_size
+        self.optimizer.zero_grad(set_to_none=True)
+        loss, correct = torch.zeros((), device=images.device), torch.zeros((), dtype=torch.int64, device=images.device)
+        count = num_passes(batch, config.micro_batch, world)
+        parts = list(zip(images.tensor_split(count), labels.tensor_split(count), strict=True))
+        first = world.share(batch).start
+        for index, (some, targets) in enumerate(parts):
+            self._seed_dropout(seed, first, batch, len(targets))
+            first += len(targets)
+            with self._last_pass(index == len(parts) - 1):
+                with autocast(config.precision, images.device):
+                    logits = self._replica(some)
+                # In float32, where label smoothing over many classes keeps its small terms.
+                part = functional.cross_entropy(logits.float(), targets, label_smoothing=config.label_smoothing)
+                part = part * (len(targets) / batch)
+                # What the replicas' gradients are averaged over is multiplied back: they are to be added up.
+                self._scaler.scale(part * world.size if world.size > 1 else part).backward()  # type: ignore[no-untyped-call]
+            loss += part.detach()
+            correct += (logits.detach().argmax(dim=1) == targets).sum()
+        if world.size == 1:
+            return StepResult(loss, correct, batch, stop)
+        figures = torch.stack((loss, correct.float(), torch.tensor(float(stop), device=loss.device)))
+        all_reduce(figures).wait()
+        return StepResult(figures[0], figures[1], batch, bool(figures[2]))
+
+    def _seed_dropout(self, seed: int, first: int, batch: int, count: int) -> None:
+        """Make masks those of the whole batch where that is possible, and else different for each part of it."""
+        torch.manual_seed(seed)
+        if count == batch:
+            return
+        drops = [part for part in self.network.modules() if isinstance(part, BatchDropout)]
+        for drop in drops:
+            drop.part = (first, batch)
+        if not drops:
+            torch.manual_seed(seed ^ first)
+
+    def _last_pass(self, last: bool) -> AbstractContextManager[Any]:
+        """Gradients are exchanged in the last backward pass of a step."""
+        if last or self._world.size == 1:
+            return nullcontext()
+        context: AbstractContextManager[Any] = self._replica.no_sync()  # type: ignore[operator]
+        return context
+
+    def step(self, step: int) -> None:
+        """One update with the gradient that stands in the parameters.
 
         Args:
             step: number of the step, from 0.
-            loss: finite scalar of the network's forward pass.
         """
         self._scheduler.step_update(step)
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
         if self.config.grad_clip is not None:
+            self._scaler.unscale_(self.optimizer)
             nn.utils.clip_grad_norm_(self.network.parameters(), self.config.grad_clip)
-        self.optimizer.step()
+        self._scaler.step(self.optimizer)
+        self._scaler.update()
         if self._ema is not None:
             self._ema.update(self.network, step=step)
 
     def state_dict(self) -> dict[str, Any]:
-        """Network, optimizer and average; tensors and plain values."""
+        """Network, optimizer, average and loss scale; tensors and plain values."""
         return {
             "network": self.network.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "average": None if self.average is None else self.average.state_dict(),
+            "scaler": self._scaler.state_dict(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -82,6 +155,26 @@ class Recipe:
         self.optimizer.load_state_dict(state["optimizer"])
         if self.average is not None:
             self.average.load_state_dict(state["average"])
+        self._scaler.load_state_dict(state.get("scaler", {}))  # checkpoints from before `fp16` have none
+
+
+def _replica(network: nn.Module) -> nn.Module:
+    """The network as one of several that train alike.
+
+    Running statistics are not exchanged: no training step reads them, and those of rank 0 are kept.
+    """
+    return nn.parallel.DistributedDataParallel(network, broadcast_buffers=False)
+
+
+def _synchronise(network: nn.Module) -> None:
+    other = [
+        name
+        for name, part in network.named_modules()
+        if isinstance(part, nn.BatchNorm2d) and type(part) is not nn.BatchNorm2d
+    ]
+    if other:
+        raise InputError(f"retrain.sync_bn: the norm {other[0]} of this model cannot be synchronised; leave it out.")
+    synchronise_norms(network, all_reduce)
 
 
 def _optimizer(network: nn.Module, config: RetrainConfig) -> torch.optim.Optimizer:

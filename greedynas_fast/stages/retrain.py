@@ -6,76 +6,93 @@ import time
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from greedynas_fast.config import ConfigSource, resolve
 from greedynas_fast.errors import InputError
 from greedynas_fast.nn import use_backend
-from greedynas_fast.runtime import CheckpointStore, Interrupt, MetricsLog, Progress, RunFolder, seed_for
-from greedynas_fast.stages.choice import chosen_path
+from greedynas_fast.runtime import CheckpointStore, Interrupt, MetricsLog, Progress, RunFolder, Waiting, seed_for
+from greedynas_fast.stages.architecture import Architecture, TimmModel
+from greedynas_fast.stages.choice import check_model, chosen_network
 from greedynas_fast.stages.context import Reporter, StageContext, open_run
-from greedynas_fast.stages.model_files import save_model
+from greedynas_fast.stages.gradients import StepResult
+from greedynas_fast.stages.model_files import save_network
 from greedynas_fast.stages.recipe import Recipe
-from greedynas_fast.stages.train import to_device
+from greedynas_fast.stages.selection import Selection, detached
+from greedynas_fast.stages.train import saving, to_device
 from greedynas_fast.stages.window import Window
-from greedynas_fast.supernet import Network
 
 STAGE = "retrain"
 
 
 def retrain(run: Path, source: ConfigSource, reporter: Reporter) -> dict[str, Any]:
-    """Retrain the best path of a run, a path given by hand or a published one; or go on where that was stopped.
+    """Retrain the best path of a run, a given path or a model of timm; or go on where that was stopped.
 
     Args:
-        run: the run folder; made if there is none and the path is given by hand.
+        run: the run folder; made if there is none and the network is given by hand.
         source: what the command line asked for.
         reporter: how to talk to people.
 
     Returns:
-        `run`, `text` (the path), `params`, `macs`, `epochs`, `train_loss`, `train_accuracy`, `model`, `next`.
+        `run`, `text` (the network), `params`, `macs`, `epochs`, `train_loss`, `train_accuracy`, with
+        `retrain.eval_every_epochs` also `best_top1` and `best_epoch`; `model`, `next`.
 
     Raises:
         InputError: no path, bad input, a loss that is not finite.
         KeyboardInterrupt: stopped by a signal, after a checkpoint.
     """
-    # A path given by hand needs no search, so retraining it may begin a run of its own.
-    create = not RunFolder(run).has_config and resolve(source).retrain.path is not None
+    # A network given by hand needs no search, so retraining it may begin a run of its own.
+    asked = None if RunFolder(run).has_config else resolve(source).retrain
+    create = asked is not None and (asked.path is not None or asked.model is not None)
+    if asked is not None:
+        check_model(asked)  # before a folder is made
     with open_run(run, source, reporter, create=create) as context:
         return retrain_stage(context)
 
 
 def retrain_stage(context: StageContext) -> dict[str, Any]:
     """`retrain` on a run folder that is already open."""
-    path, origin = chosen_path(context, context.config.retrain.path)
-    training = _Retraining(context, path)
+    training = _Retraining(context, *context.world.on_main(lambda: chosen_network(context.solo())))
     training.run()
-    return training.finish(origin)
+    return context.world.on_main(training.finish)
 
 
 class _Retraining:
     """The loop around a recipe: batches in, rows and checkpoints out."""
 
-    def __init__(self, context: StageContext, path: npt.NDArray[np.uint8]) -> None:
-        self.context, self.space, self.path = context, context.space, path
+    def __init__(self, context: StageContext, architecture: Architecture, origin: str) -> None:
+        self.context, self.architecture = context, architecture
         self.config = config = context.config.retrain
-        self.steps_per_epoch = len(context.data.full_train) // config.batch_size
+        self.data = context.data_at(architecture.resolution)
+        self.images = self.data.full_train
+        self.steps_per_epoch = len(self.images) // config.batch_size
+        world = context.world
+        if config.batch_size < world.size:
+            raise world.same_error(
+                f"retrain.batch_size: {config.batch_size} images cannot be divided over {world.size} processes."
+            )
         if self.steps_per_epoch < 1:
-            raise InputError(
-                f"retrain.batch_size: {config.batch_size} is larger than the training set of "
-                f"{len(context.data.full_train)} images."
+            raise world.same_error(
+                f"retrain.batch_size: {config.batch_size} is larger than the training set of {len(self.images)} images."
             )
         self.total = config.epochs * self.steps_per_epoch
-        network = Network(self.space, path, seed=seed_for(context.config.seed, STAGE))
-        network.head.dropout.p = config.dropout  # type: ignore[union-attr]
+        network = architecture.build(seed_for(context.config.seed, STAGE), config.dropout)
         use_backend(network, context.config.backend)
         self.network = network.to(context.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.recipe = Recipe(self.network, config, self.steps_per_epoch)
+        self.recipe = Recipe(self.network, config, self.steps_per_epoch, world)
+        self.facts = {
+            **context.model_facts(origin),
+            # Where they are computed from the images, they depend on the resolution.
+            "mean": list(self.data.mean),
+            "std": list(self.data.std),
+            "recipe": config.recipe,
+            "epochs": config.epochs,
+        }
+        self.selection = Selection(context, architecture, self.recipe, self.data, self.facts)
         self.store = CheckpointStore(context.run.checkpoints(STAGE))
         self.step, self.window, self.began_s = 0, Window(), time.monotonic()
+        self.waiting = Waiting()
         self.last: dict[str, float] = {}
         self._resume()
 
@@ -83,70 +100,79 @@ class _Retraining:
         state = self.context.load_checkpoint(STAGE)
         if state is None:
             return
-        digits = self.space.format(self.path, "digits")
-        if state["path"] != digits:
+        if state["path"] != self.architecture.key:
             raise InputError(
-                f"{self.store.folder} holds the retraining of path {state['path']}, not of {digits}; "
+                f"{self.store.folder} holds the retraining of path {state['path']}, not of {self.architecture.key}; "
                 "retrain that in a run folder of its own."
             )
         self.recipe.load_state_dict(state["recipe"])
+        if "selection" in state:  # checkpoints from before there were measurements have none
+            self.selection.load_state_dict(state["selection"])
         self.step, self.last = state["step"], state["last"]
         self.window.load_state_dict(state["window"])
 
     def run(self) -> None:
         """Train to the end."""
         context, start = self.context, self.step
-        batches = context.data.full_train.batches(
+        batches = self.images.batches(
             self.config.batch_size,
             start_step=start,
             num_steps=self.total - start,
             seed=seed_for(context.config.seed, STAGE, "batches") >> 1,
             augment=self.config.augment,
+            rank=context.world.rank,
+            num_ranks=context.world.size,
         )
         with (
             context.metrics() as metrics,
             context.progress(STAGE, self.total, start=start, unit_size=self.config.batch_size) as progress,
             Interrupt() as interrupt,
+            self.store,
+            context.profile(STAGE, progress) as profile_step,
         ):
             metrics.truncate_after(STAGE, start if start else -1)
             if start:
                 progress.message(f"going on from step {start} of {self.total}")
-            context.say_layers(progress)
+            self._say_layers(progress)
             self.network.train()
-            for images, labels in to_device(batches, context.device):
-                if interrupt.requested:
+            context.say_notices(progress)
+            alone = context.world.size == 1
+            batches = saving(batches, lambda: self._save(metrics))
+            for images, labels in self.waiting.over(to_device(batches, context.device)):
+                if alone and interrupt.requested:
                     self._save(metrics)
-                    raise KeyboardInterrupt
-                loss, correct = self._train_step(images, labels)
-                self.window.add(loss, correct, len(labels))
+                    self.store.flush()
+                    raise interrupt.stopped()
+                result = self._train_step(images, labels, interrupt.requested)
+                self.window.add(result.loss, result.correct, result.images)
                 self._after_step(metrics, progress)
-            if interrupt.requested:
-                raise KeyboardInterrupt
+                profile_step()
+                if result.stop and not alone:  # all ranks know it of each other, so all stop here
+                    self._save(metrics)
+                    self.store.flush()
+                    raise interrupt.stopped()
+            self.store.flush()
+            if alone and interrupt.requested:
+                raise interrupt.stopped()
 
-    def finish(self, origin: str) -> dict[str, Any]:
+    def finish(self) -> dict[str, Any]:
         """Write the network to keep, with all that is needed to rebuild it."""
-        context, cost = self.context, self.space.cost(self.path)
-        context.run.retrain.mkdir(exist_ok=True)
-        network = Network(self.space, self.path)
-        network.load_state_dict({name: value.cpu() for name, value in self.recipe.result.state_dict().items()})
-        save_model(
-            network.eval(),
+        context, cost = self.context, self.architecture.cost()
+        measured, best = self.selection.last, self.selection.best
+        save_network(
+            detached(self.architecture, self.recipe.result),
             context.run.retrain,
-            space=self.space,
-            path=self.path,
-            extra={
-                **context.model_facts(origin),
-                "recipe": self.config.recipe,
-                "epochs": self.config.epochs,
-            },
+            self.architecture,
+            {**self.facts, "accuracy": None if measured is None else measured["top1"]},
         )
         summary = {
-            "text": self.space.format(self.path),
+            "text": self.architecture.text,
             "params": cost.params,
             "macs": cost.macs,
             "epochs": self.config.epochs,
             "train_loss": self.last.get("loss"),
             "train_accuracy": self.last.get("accuracy"),
+            **({} if best is None else {"best_top1": best["top1"], "best_epoch": best["epoch"]}),
         }
         context.final_row(STAGE, self.total, summary)
         return {
@@ -156,20 +182,27 @@ class _Retraining:
             "next": context.command("evaluate"),
         }
 
-    def _train_step(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        # Dropout draws from the global generator: seeded by the step, it does not depend on where the run was resumed.
-        torch.manual_seed(seed_for(self.context.config.seed, STAGE, "dropout", self.step))
-        logits = self.network(images)
-        loss = functional.cross_entropy(logits, labels, label_smoothing=self.config.label_smoothing)
-        if not torch.isfinite(loss):
-            raise InputError(
-                f"retrain: the loss is {loss.item()} at step {self.step + 1} "
+    def _say_layers(self, progress: Progress) -> None:
+        if isinstance(self.architecture, TimmModel):
+            progress.message("layers: timm's, as they are")
+        elif self.config.precision == "fp16":
+            progress.message("blocks: torch's layers (there are no fused operations of fp16)")
+        else:
+            self.context.say_layers(progress)
+
+    def _train_step(self, images: Tensor, labels: Tensor, stop: bool) -> StepResult:
+        # Seeded by the step, dropout does not depend on where the run was resumed.
+        seed = seed_for(self.context.config.seed, STAGE, "dropout", self.step)
+        result = self.recipe.gradient(images, labels, seed, stop=stop)
+        if not torch.isfinite(result.loss):
+            raise self.context.world.same_error(
+                f"retrain: the loss is {result.loss.item()} at step {self.step + 1} "
                 f"(epoch {self.step // self.steps_per_epoch}); a smaller retrain.lr may help. "
                 f"{self._last_checkpoint()}"
             )
-        self.recipe.step(self.step, loss)
+        self.recipe.step(self.step)
         self.step += 1
-        return loss.detach(), (logits.detach().argmax(dim=1) == labels).sum()
+        return result
 
     def _last_checkpoint(self) -> str:
         steps = self.store.steps()
@@ -179,9 +212,9 @@ class _Retraining:
 
     def _after_step(self, metrics: MetricsLog, progress: Progress) -> None:
         step, config = self.step, self.config
+        epoch = step / self.steps_per_epoch
         if step % config.log_every_steps == 0 or step == self.total:
             self.last = self.window.means()
-            epoch = step / self.steps_per_epoch
             metrics.append(
                 {
                     "stage": STAGE,
@@ -191,28 +224,45 @@ class _Retraining:
                     **self.last,
                     "lr": self.recipe.lr(),
                     "images_per_s": self.window.images_per_s(),
+                    "data_wait": self.waiting.share(),
                     "elapsed_s": time.monotonic() - self.began_s,
                 }
             )
             self.window = Window()
+            self.context.say_notices(progress)
             progress.update(step, epoch=epoch, loss=self.last["loss"], acc=self.last["accuracy"])
-        if step % config.checkpoint_every_steps == 0 or step == self.total:
+        every = config.eval_every_epochs * self.steps_per_epoch
+        evaluated = every > 0 and (step % every == 0 or step == self.total)
+        if evaluated:
+            self._check_weights()
+            row = self.context.world.on_main(lambda: self.selection.measure(step, epoch))
+            metrics.append({"stage": STAGE, "kind": "eval", **row})
+            progress.message(f"epoch {epoch:g}: top-1 {row['top1']:.1%} ({row['raw_top1']:.1%} without the average)")
+            self.window.restart_clock()
+        # After a measurement too, so that it is not done twice and the best network is one that the checkpoint knows.
+        if evaluated or step % config.checkpoint_every_steps == 0 or step == self.total:
             self._save(metrics)
 
-    def _save(self, metrics: MetricsLog) -> None:
-        """A checkpoint, after all that it counts on is on the disk."""
+    def _check_weights(self) -> None:
         if not all(bool(torch.isfinite(parameter).all()) for parameter in self.network.parameters()):
-            raise InputError(
+            raise self.context.world.same_error(
                 f"retrain: weights are not finite after step {self.step}; a smaller retrain.lr may help. "
                 f"{self._last_checkpoint()}"
             )
+
+    def _save(self, metrics: MetricsLog) -> None:
+        """A checkpoint, after all that it counts on is on the disk."""
+        self._check_weights()
+        if not self.context.world.is_main:
+            return
         metrics.sync()
         state = {
-            "space": self.space.fingerprint(),
-            "path": self.space.format(self.path, "digits"),
+            "space": self.context.space.fingerprint(),
+            "path": self.architecture.key,
             "step": self.step,
             "last": self.last,
             "window": self.window.state_dict(),
             "recipe": self.recipe.state_dict(),
+            "selection": self.selection.state_dict(),
         }
-        self.store.save(self.step, state)
+        self.store.save_soon(self.step, state)

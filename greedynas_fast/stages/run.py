@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from greedynas_fast.config import ConfigSource
+from greedynas_fast.errors import InputError
 from greedynas_fast.stages.context import Reporter, StageContext, open_run
 from greedynas_fast.stages.evaluate import evaluate_stage
 from greedynas_fast.stages.export import export_model
@@ -32,6 +33,11 @@ def run(run: Path, source: ConfigSource, reporter: Reporter) -> dict[str, Any]:
         KeyboardInterrupt: stopped by a signal; the same command goes on.
     """
     with open_run(run, source, reporter, create=True) as context:
+        if context.config.retrain.model is not None:
+            raise InputError(
+                f"retrain.model: `run` retrains what its search finds; a reference is trained by itself: "
+                f"greedynas-fast retrain DIR --model {context.config.retrain.model}."
+            )
         return run_stages(context)
 
 
@@ -44,8 +50,7 @@ def run_stages(context: StageContext) -> dict[str, Any]:
     retrain_stage(context)
     measured = evaluate_stage(context)
     context.say(f"evaluate: top-1 {measured['top1']:.1%} on {measured['images']} {measured['split']} images")
-    export_model(context.run.retrain, context.run.path / "export", context.config.export)
-    report = write_report(context.run.path, context.space)
+    report = context.world.on_main(lambda: _write_results(context))
     return {
         "run": str(context.run.path),
         **{key: measured[key] for key in ("text", "params", "macs")},
@@ -54,3 +59,8 @@ def run_stages(context: StageContext) -> dict[str, Any]:
         "report": str(report),
         "next": context.command("export", " --export.formats '[safetensors,onnx]'"),
     }
+
+
+def _write_results(context: StageContext) -> Path:
+    export_model(context.run.retrain, context.run.path / "export", context.config.export)
+    return write_report(context.run.path, context.space)

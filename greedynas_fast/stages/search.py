@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -10,16 +11,22 @@ import numpy as np
 import numpy.typing as npt
 
 from greedynas_fast.config import ConfigSource
+from greedynas_fast.errors import InputError
+from greedynas_fast.nn import local_norms
 from greedynas_fast.runtime import Interrupt, LineLog, Stopwatch, read_rows, seed_for, write_json
 from greedynas_fast.search import Record, Search
+from greedynas_fast.stages.algorithm1 import Algorithm1
 from greedynas_fast.stages.choice import load_trained
 from greedynas_fast.stages.context import Reporter, StageContext, open_run
 from greedynas_fast.stages.train import calibration
-from greedynas_fast.supernet import PathScores, score_paths
+from greedynas_fast.supernet import MemoryBound, Supernet, score_paths
+
+Paths = npt.NDArray[np.uint8]
+Floats = npt.NDArray[np.float64]
 
 STAGE = "search"
-# Paths scored together: enough to share most of what a generation shares, few enough that a killed run, which goes on
-# after the last group, loses little.
+# Paths that a rank scores together: enough to share most of what a generation shares, few enough that a killed run,
+# which goes on after the last group, loses little.
 GROUP = 10
 
 
@@ -45,18 +52,98 @@ def search(run: Path, source: ConfigSource, reporter: Reporter) -> dict[str, Any
 
 def search_stage(context: StageContext) -> dict[str, Any]:
     """`search` on a run folder that is already open."""
-    runner = _Search(context)
-    runner.run()
-    return runner.finish()
+    algorithm = load_trained(context)
+    scorer = _Scorer(context, algorithm.net)
+    if not context.world.is_main:
+        return scorer.serve()
+    try:
+        runner = _Search(context, algorithm, scorer)
+        runner.run()
+        result = runner.finish()
+    except (InputError, KeyboardInterrupt) as error:
+        scorer.end(error)
+        raise
+    scorer.end(result)
+    return result
+
+
+class _Scorer:
+    """Scores groups of paths, with all ranks: rank 0 asks, the others serve.
+
+    The search itself is on rank 0 alone, so that no other rank can come to other paths by rounding.
+    """
+
+    def __init__(self, context: StageContext, net: Supernet) -> None:
+        self.world, self.net, self.stage = context.world, net, context.config.search_stage
+        part = context.data.validation
+        if self.stage.images is not None:
+            part = part.subset(min(self.stage.images, len(part)), context.config.seed)
+        self.images, self.labels = (tensor.to(context.device) for tensor in part.tensors())
+        self.calibration, self.bound = None, MemoryBound()
+        if self.stage.bn == "recalibrate":
+            self.calibration = calibration(
+                context.data.train, self.stage.calibration_images, context.config.seed, context.device
+            )
+
+    def score(self, paths: Paths, interrupt: Interrupt) -> tuple[Floats, Floats]:
+        """Accuracies and losses [m] of paths [m, L]; on rank 0.
+
+        Raises:
+            KeyboardInterrupt: a signal asks one of the ranks to stop.
+        """
+        return self._score(self.world.broadcast(paths), interrupt)
+
+    def serve(self) -> dict[str, Any]:
+        """Score what rank 0 asks for until it ends; what it ends with is returned or raised."""
+        with Interrupt() as interrupt:
+            while isinstance(asked := self.world.broadcast(None), np.ndarray):
+                with suppress(KeyboardInterrupt):  # rank 0 has it too, and says how this ends
+                    self._score(asked, interrupt)
+        result: dict[str, Any] = self.world.on_main(dict)
+        return result
+
+    def end(self, outcome: dict[str, Any] | BaseException) -> None:
+        """Let the other ranks go on with what `search_stage` gives or raises here."""
+        self.world.broadcast(None)
+
+        def tell() -> dict[str, Any]:
+            if isinstance(outcome, BaseException):
+                raise outcome
+            return outcome
+
+        with suppress(InputError, KeyboardInterrupt):
+            self.world.on_main(tell)
+
+    def _score(self, paths: Paths, interrupt: Interrupt) -> tuple[Floats, Floats]:
+        def poll() -> None:
+            if self.world.size == 1 and interrupt.requested:
+                raise interrupt.stopped()
+
+        with local_norms(self.net):
+            scores = score_paths(
+                self.net,
+                paths[self.world.share(len(paths))],
+                self.images,
+                self.labels,
+                batch_size=self.stage.batch_size,
+                bn=self.stage.bn,
+                calibration=self.calibration,
+                memory=self.bound,
+                poll=poll,
+            )
+        accuracies, losses, requests = zip(
+            *self.world.gather((scores.accuracy, scores.loss, interrupt.requested)), strict=True
+        )
+        if any(requests):
+            raise interrupt.stopped()
+        return np.concatenate(accuracies), np.concatenate(losses)
 
 
 class _Search:
     """The loop that asks, scores and tells; `search.jsonl` is its whole memory."""
 
-    def __init__(self, context: StageContext) -> None:
-        self.context, self.space = context, context.space
-        algorithm = load_trained(context)
-        self.net = algorithm.net
+    def __init__(self, context: StageContext, algorithm: Algorithm1, scorer: _Scorer) -> None:
+        self.context, self.space, self.scorer = context, context.space, scorer
         stage = context.config.search_stage
         trained = algorithm.trained if stage.use_filter else None
         if trained is not None and trained.collapsed:
@@ -69,15 +156,6 @@ class _Search:
             None if trained is None else trained.is_weak,
             seed_for(context.config.seed, STAGE, context.config.search.seed),
         )
-        part = context.data.validation
-        if stage.images is not None:
-            part = part.subset(min(stage.images, len(part)), context.config.seed)
-        self.images, self.labels = (tensor.to(context.device) for tensor in part.tensors())
-        self.calibration = None
-        if stage.bn == "recalibrate":
-            self.calibration = calibration(
-                context.data.train, stage.calibration_images, context.config.seed, context.device
-            )
 
     def run(self) -> None:
         """Evaluate until the search is over; what `search.jsonl` holds is replayed, not evaluated again."""
@@ -90,9 +168,9 @@ class _Search:
                     progress.message(f"going on after {len(known)} evaluations")
                 proposing = Stopwatch()
                 while len(paths := self._ask(proposing)):
-                    for group in _groups(paths):
-                        scores = self._score(group, interrupt)
-                        for path, accuracy, loss in zip(group, scores.accuracy, scores.loss, strict=True):
+                    for group in _groups(paths, GROUP * self.context.world.size):
+                        accuracies, losses = self.scorer.score(group, interrupt)
+                        for path, accuracy, loss in zip(group, accuracies, losses, strict=True):
                             generation, index = self.search.generation, len(self.search.records)
                             row = self._row(index, generation, path, float(accuracy), float(loss))
                             log.append([json.dumps(row, allow_nan=False)])
@@ -101,9 +179,9 @@ class _Search:
                             progress.update(index + 1, generation=generation, best=best.accuracy, macs=best.macs)
                 progress.message(f"making and filtering proposals took {proposing.summary()}")
             if interrupt.requested:
-                raise KeyboardInterrupt
+                raise interrupt.stopped()
 
-    def _ask(self, proposing: Stopwatch) -> npt.NDArray[np.uint8]:
+    def _ask(self, proposing: Stopwatch) -> Paths:
         with proposing:
             return self.search.ask()
 
@@ -145,24 +223,6 @@ class _Search:
             "text": self.space.format(record.path),
         }
 
-    def _score(self, paths: npt.NDArray[np.uint8], interrupt: Interrupt) -> PathScores:
-        stage = self.context.config.search_stage
-
-        def poll() -> None:
-            if interrupt.requested:
-                raise KeyboardInterrupt
-
-        return score_paths(
-            self.net,
-            paths,
-            self.images,
-            self.labels,
-            batch_size=stage.batch_size,
-            bn=stage.bn,
-            calibration=self.calibration,
-            poll=poll,
-        )
-
     def _row(
         self, index: int, generation: int, path: npt.NDArray[np.uint8], accuracy: float, loss: float
     ) -> dict[str, Any]:
@@ -179,7 +239,7 @@ class _Search:
         }
 
 
-def _groups(paths: npt.NDArray[np.uint8]) -> list[npt.NDArray[np.uint8]]:
+def _groups(paths: Paths, size: int) -> list[Paths]:
     """Groups of a generation, paths with common prefixes side by side. After a stop the rest keeps its order."""
     ordered = paths[np.lexsort(paths.T[::-1])]
-    return [ordered[start : start + GROUP] for start in range(0, len(ordered), GROUP)]
+    return [ordered[start : start + size] for start in range(0, len(ordered), size)]

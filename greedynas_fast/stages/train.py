@@ -6,7 +6,7 @@ import io
 import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +16,7 @@ from torch import Tensor
 from greedynas_fast.config import ConfigSource, RunConfig
 from greedynas_fast.data import DataBundle, Split
 from greedynas_fast.errors import InputError
+from greedynas_fast.nn import local_norms
 from greedynas_fast.runtime import (
     CheckpointStore,
     Interrupt,
@@ -23,17 +24,20 @@ from greedynas_fast.runtime import (
     MetricsLog,
     Progress,
     RunFolder,
+    Waiting,
+    World,
     atomic_write,
     seed_for,
     write_json,
 )
-from greedynas_fast.sampling import RejectionError
 from greedynas_fast.stages.algorithm1 import Algorithm1
 from greedynas_fast.stages.context import Reporter, StageContext, open_run
 from greedynas_fast.stages.filter_update import FilterUpdate
 from greedynas_fast.stages.schedule import Schedule
 from greedynas_fast.stages.window import Window
-from greedynas_fast.supernet import Supernet, score_paths
+from greedynas_fast.supernet import MemoryBound, Supernet, score_paths
+
+T = TypeVar("T")
 
 STAGE = "train"
 # Images a forward pass when paths are scored: enough for batch statistics, small enough for activations at 224 pixels.
@@ -78,27 +82,42 @@ def build(context: StageContext) -> Algorithm1:
     steps_per_epoch = len(data.train) // config.train.batch_size
     # Before `context.space`, which writes a file of the run: a run that cannot begin can still be given other options.
     if steps_per_epoch < 1:
-        raise InputError(
+        raise context.world.same_error(
             f"train.batch_size: {config.train.batch_size} is larger than the training part of the data, "
             f"{len(data.train)} images."
         )
+    if config.train.batch_size < context.world.size:
+        raise context.world.same_error(
+            f"train.batch_size: {config.train.batch_size} images cannot be divided over {context.world.size} processes."
+        )
     schedule = Schedule(config.train, steps_per_epoch)
-    return Algorithm1(context.space, config, schedule, scorer(config, data, context.device), context.device)
+    score = scorer(config, data, context.device, context.world)
+    return Algorithm1(context.space, config, schedule, score, context.device, context.world)
 
 
 def scorer(
-    config: RunConfig, data: DataBundle, device: torch.device
+    config: RunConfig, data: DataBundle, device: torch.device, world: World
 ) -> Callable[[Supernet, npt.NDArray[np.uint8]], npt.NDArray[np.float64]]:
-    """The function that gives validation losses of paths (Alg. 1, line 9), on a fixed validation subset."""
+    """The function that gives validation losses of paths (Alg. 1, line 9), on a fixed validation subset.
+
+    Each rank scores its share of the paths. As a path's loss does not depend on the others, nothing depends on how many
+    ranks there are.
+    """
     part = data.validation.subset(min(config.train.score_images, len(data.validation)), config.seed)
     images, labels = (tensor.to(device) for tensor in part.tensors())
+    bound = MemoryBound()
 
     def score(net: Supernet, paths: npt.NDArray[np.uint8]) -> npt.NDArray[np.float64]:
         bn = config.train.score_bn
         batches = None
         if bn == "recalibrate":
             batches = calibration(data.train, config.search_stage.calibration_images, config.seed, device)
-        return score_paths(net, paths, images, labels, batch_size=SCORE_BATCH, bn=bn, calibration=batches).loss
+        own = paths[world.share(len(paths))]
+        with local_norms(net):
+            scores = score_paths(
+                net, own, images, labels, batch_size=SCORE_BATCH, bn=bn, calibration=batches, memory=bound
+            )
+        return np.concatenate(world.gather(scores.loss))
 
     return score
 
@@ -115,6 +134,15 @@ def to_device(batches: Iterable[tuple[Tensor, Tensor]], device: torch.device) ->
         yield images.to(device, non_blocking=True), labels.to(device, non_blocking=True)
 
 
+def saving(batches: Iterable[T], save: Callable[[], object]) -> Iterator[T]:
+    """The same batches; if the next one cannot be made (a file has gone), what is trained so far is saved first."""
+    try:
+        yield from batches
+    except Exception:
+        save()
+        raise
+
+
 def _finished(algorithm: Algorithm1) -> bool:
     return algorithm.stop_reason is not None and not algorithm.update_due
 
@@ -126,7 +154,7 @@ class _Training:
         self.context, self.algorithm, self.batch_seed = context, algorithm, batch_seed
         self.config = context.config.train
         self.store = CheckpointStore(context.run.checkpoints(STAGE))
-        self.window = Window()
+        self.window, self.waiting = Window(), Waiting()
         self.began_s = time.monotonic()
 
     def run(self, state: dict[str, Any] | None) -> None:
@@ -140,25 +168,30 @@ class _Training:
             LineLog(run.paths) as path_log,
             self.context.progress(STAGE, total, start=start, unit_size=self.config.batch_size) as progress,
             Interrupt() as interrupt,
+            self.store,
+            self.context.profile(STAGE, progress) as self.profile_step,
         ):
-            metrics.truncate_after(STAGE, start if state is not None else -1)
-            path_log.truncate_to(start)
+            self.context.world.on_main(lambda: _cut_back(metrics, path_log, start, continued=state is not None))
             if state is not None:
                 progress.message(f"going on from step {start} of {total}")
             self.context.say_layers(progress)
-            for notice in self.context.data.notices:
-                progress.message(notice)
+            progress.message(self.context.data.backend)
+            if not run.held_out.is_file():
+                atomic_write(run.held_out, "".join(f"{name}\n" for name in self.context.data.held_out()).encode())
+            self.context.say_notices(progress)
             while not _finished(algorithm):
                 if algorithm.update_due:
                     self._update(metrics, progress)
                     self._save(metrics, path_log)
                 elif self._train_to_next_update(metrics, path_log, progress, interrupt):
                     self._save(metrics, path_log)
-                    raise KeyboardInterrupt
+                    self.store.flush()
+                    raise interrupt.stopped()
             self._save(metrics, path_log)
+            self.store.flush()
             progress.message(f"sampling and filter inference took {algorithm.sampling.summary()}")
-            if interrupt.requested:
-                raise KeyboardInterrupt
+            if any(self.context.world.gather(interrupt.requested)):
+                raise interrupt.stopped()
 
     def _train_to_next_update(
         self, metrics: MetricsLog, path_log: LineLog, progress: Progress, interrupt: Interrupt
@@ -172,20 +205,25 @@ class _Training:
             num_steps=count,
             seed=self.batch_seed,
             augment=self.config.augment,
+            rank=self.context.world.rank,
+            num_ranks=self.context.world.size,
         )
-        for images, labels in to_device(batches, self.context.device):
-            if interrupt.requested:
+        alone = self.context.world.size == 1
+        batches = saving(batches, lambda: self._save(metrics, path_log))
+        for images, labels in self.waiting.over(to_device(batches, self.context.device)):
+            if alone and interrupt.requested:
                 return True
             try:
                 path = algorithm.next_path()
-                loss, correct = algorithm.train_step(images, labels)
-            except RejectionError as error:
-                raise InputError(f"train.strict_sampling: {error}. {self._last_checkpoint()}") from None
+                result = algorithm.train_step(images, labels, stop=interrupt.requested)
             except InputError as error:
-                raise InputError(f"{error} {self._last_checkpoint()}") from None
+                raise self.context.world.same_error(f"{error} {self._last_checkpoint()}") from None
             path_log.append([self.context.space.format(path, "digits")])
-            self.window.add(loss, correct, len(labels))
+            self.window.add(result.loss, result.correct, result.images)
             self._after_step(metrics, path_log, progress)
+            self.profile_step()
+            if result.stop and not alone:  # all ranks know it of each other, so all stop here
+                return True
         return False
 
     def _after_step(self, metrics: MetricsLog, path_log: LineLog, progress: Progress) -> None:
@@ -203,10 +241,12 @@ class _Training:
                 "acceptance": algorithm.acceptance,
                 "fallbacks": algorithm.fallbacks,
                 "images_per_s": self.window.images_per_s(),
+                "data_wait": self.waiting.share(),
                 "elapsed_s": time.monotonic() - self.began_s,
             }
             metrics.append(row)
             self.window = Window()
+            self.context.say_notices(progress)
             progress.update(
                 step,
                 loss=row["loss"],
@@ -229,6 +269,7 @@ class _Training:
         _write_update(self.context.run, update, row)
         metrics.append(row)
         self.window.restart_clock()
+        self.waiting.restart()
         progress.message(_sentence(update, epoch))
 
     def _save(self, metrics: MetricsLog, path_log: LineLog) -> None:
@@ -239,15 +280,23 @@ class _Training:
                 f"train: weights are not finite after step {self.algorithm.step}; a smaller train.lr or "
                 f"train.grad_clip may help. {self._last_checkpoint()}"
             )
+        if not self.context.world.is_main:
+            return
         metrics.sync()
         path_log.sync()
-        self.store.save(self.algorithm.step, {**self.algorithm.state_dict(), "window": self.window.state_dict()})
+        self.store.save_soon(self.algorithm.step, {**self.algorithm.state_dict(), "window": self.window.state_dict()})
 
     def _last_checkpoint(self) -> str:
         steps = self.store.steps()
         if not steps:
             return "There is no checkpoint yet."
         return f"The last good checkpoint is {self.store.path(steps[-1])}."
+
+
+def _cut_back(metrics: MetricsLog, path_log: LineLog, step: int, *, continued: bool) -> None:
+    """Forget what was logged beyond the checkpoint; other ranks than 0 have logs of this process's steps alone."""
+    metrics.truncate_after(STAGE, step if continued else -1)
+    path_log.truncate_to(step)
 
 
 def _write_update(run: RunFolder, update: FilterUpdate, row: dict[str, Any]) -> None:

@@ -33,7 +33,7 @@ def test_unknown_names() -> None:
     with pytest.raises(
         InputError,
         match=r"unknown measurement 'x'\. Known: filter, sampler, codec, mixconv, depthwise, bn_act, squeeze_excite, "
-        r"block, supernet_step, step_overhead, score_paths\.",
+        r"block, supernet_step, step_overhead, score_paths, data, train\.",
     ):
         bench.measure(["x"])
 

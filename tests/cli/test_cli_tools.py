@@ -82,6 +82,7 @@ def test_doctor(capsys: Capture) -> None:
     assert "portable" in result["core"]["cpu_levels"]
     assert result["core"]["cuda_architectures"] == [] or result["core"]["cuda"]
     assert result["cpu"]["levels_found"][0] == "portable"
+    assert result["data_backend"].split(":")[0] == ("torch" if result["dali"] is None else "dali")
     assert result["problems"] == []
     assert main(["doctor"]) == 0
     out = capsys.readouterr().out
@@ -105,6 +106,7 @@ def test_doctor_without_anything(monkeypatch: pytest.MonkeyPatch) -> None:
     result = doctor.examine()
     assert result["core"]["error"].startswith("the compiled core cannot be loaded (no greedynas_fast._core)")
     assert result["gpu"]["available"] is False
+    assert result["data_backend"] is None
     assert result["cpu"]["levels_found"] == ["portable"]
     assert {package["version"] for package in result["packages"].values()} == {None}
     assert any("pip install timm" in problem for problem in result["problems"])
@@ -149,7 +151,7 @@ def test_experiment(monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ([], "missing: name, --bench."),
+        ([], "missing: name."),
         (["table4"], "missing: --bench."),
         (["table5", "--bench", "b"], "invalid choice: 'table5'"),
         (["table4", "--bench", "/no/such.json"], "/no/such.json cannot be read"),

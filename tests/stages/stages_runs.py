@@ -63,7 +63,7 @@ CONFIG: dict[str, Any] = {
     "retrain": {"epochs": 2, "batch_size": 40, "warmup_epochs": 1, "checkpoint_every_steps": 4, "log_every_steps": 3},
 }
 # What a run takes its time for, and what is said of the moment; never equal in two runs.
-TIMINGS = ("images_per_s", "elapsed_s")
+TIMINGS = ("images_per_s", "data_wait", "elapsed_s")
 # Relative, so that files which name the run folder are equal wherever the run was made.
 RUN = Path("run")
 QUIET = Reporter(quiet=True)

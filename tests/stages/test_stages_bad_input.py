@@ -30,7 +30,8 @@ from stages_runs import (
 from greedynas_fast.config import load_config
 from greedynas_fast.runtime import RunFolder
 from greedynas_fast.stages import algorithm1 as algorithm1_module
-from greedynas_fast.stages import retrain as retrain_module
+from greedynas_fast.stages import gradients as gradients_module
+from greedynas_fast.stages import recipe as recipe_module
 from greedynas_fast.stages.recipe import Recipe
 from greedynas_fast.stages.run import run
 from greedynas_fast.stages.train import train
@@ -167,7 +168,7 @@ def nan_at(step: int, original: Callable[..., Any]) -> Callable[..., Any]:
 
 
 @pytest.mark.parametrize(
-    ("module", "stage"), [(algorithm1_module, "train"), (retrain_module, "retrain")], ids=["train", "retrain"]
+    ("module", "stage"), [(gradients_module, "train"), (recipe_module, "retrain")], ids=["train", "retrain"]
 )
 def test_a_loss_that_is_not_finite(
     config: Path,
@@ -201,8 +202,8 @@ def test_weights_that_are_not_finite_are_not_kept(
     if stage == "train":
         original = algorithm1_module.Algorithm1.train_step
 
-        def spoil(self: algorithm1_module.Algorithm1, *batch: torch.Tensor) -> Any:
-            result = original(self, *batch)
+        def spoil(self: algorithm1_module.Algorithm1, *batch: torch.Tensor, **named: Any) -> Any:
+            result = original(self, *batch, **named)
             if self.step == 8:
                 self.bank.data[-1] = float("inf")
             return result
@@ -211,8 +212,8 @@ def test_weights_that_are_not_finite_are_not_kept(
     else:
         finish = Recipe.step
 
-        def spoil_last(self: Recipe, step: int, loss: torch.Tensor) -> None:
-            finish(self, step, loss)
+        def spoil_last(self: Recipe, step: int) -> None:
+            finish(self, step)
             if step == 7:
                 next(self.network.parameters()).data[0] = float("nan")
 
@@ -228,7 +229,7 @@ def test_a_loss_that_is_not_finite_at_once(
     config: Path, here: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     loss = nan_at(1, torch.nn.functional.cross_entropy)
-    monkeypatch.setattr(algorithm1_module, "functional", type("F", (), {"cross_entropy": loss}))
+    monkeypatch.setattr(gradients_module, "functional", type("F", (), {"cross_entropy": loss}))
     assert failure(capsys, "train", "--run", RUN, "--config", config).endswith("There is no checkpoint yet.")
 
 
@@ -327,7 +328,7 @@ def test_a_folder_with_other_files(config: Path, here: Path, capsys: Capture) ->
 def test_a_bug_is_no_bad_input(config: Path, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Only what the user can mend ends with a sentence."""
 
-    def bug(*_: object) -> None:
+    def bug(*_: object, **__: object) -> None:
         raise RuntimeError("a bug")
 
     with monkeypatch.context() as patch:

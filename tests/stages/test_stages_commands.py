@@ -53,7 +53,8 @@ def space(finished: Path) -> spaces.SearchSpace:
 
 
 def test_the_run_folder(finished: Path) -> None:
-    expected = {"config.yaml", "space.json", "metrics.jsonl", "paths.txt", "search.jsonl", "best.json", "result.json"}
+    expected = {"config.yaml", "space.json", "metrics.jsonl", "paths.txt", "held_out.txt", "search.jsonl"}
+    expected |= {"best.json", "result.json"}
     expected |= {"report.html", "retrain/model.safetensors", "retrain/config.json"}
     expected |= {"export/model.safetensors", "export/config.json"}
     expected |= {f"filter/update-{index:03d}.{kind}" for index in range(UPDATES) for kind in ("npz", "json")}
@@ -76,6 +77,7 @@ def test_metrics(finished: Path) -> None:
     steps = by_kind["train", "step"]
     assert [row["step"] for row in steps] == list(range(3, STEPS + 1, 3))
     assert all(row["loss"] > 0 and 0 <= row["accuracy"] <= 1 and row["images_per_s"] > 0 for row in steps)
+    assert all(0 <= row["data_wait"] < 1 for row in steps)
     assert all((row["q"] is None) == (row["step"] <= STEPS_PER_EPOCH) for row in steps)
     assert [row["step"] for row in by_kind["train", "update"]] == [6, 12, 18, 24]
     assert [row["q"] for row in by_kind["train", "update"]] == pytest.approx([0.5, 0.6, 0.7, 0.8])

@@ -145,6 +145,7 @@ def compact(bank, allowed, buffers):
 def save(training, *arguments):
     save_original(training, *arguments)
     if any(compacted) and sys.argv[1] == "saved":
+        training.store.flush()
         kill()
 
 compacted = []

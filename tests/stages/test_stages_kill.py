@@ -55,14 +55,20 @@ class Victim:
         lock = self.run / ".lock"
         return lock.exists() and lock.read_text().strip() == str(self.process.pid)
 
-    def kill_when(self, moment: Callable[[], bool], delay_s: float = 0.0) -> bool:
-        """Kill the process `delay_s` after `moment` holds; False if it was done before."""
+    def wait_for(self, moment: Callable[[], bool]) -> bool:
+        """Wait until `moment` holds; False if the process has ended before."""
         limit = time.monotonic() + TIMEOUT_S
         while not (self.working() and moment()):
             if self.process.poll() is not None:
-                return self.finished()
+                return False
             assert time.monotonic() < limit, "the moment never came"
             time.sleep(POLL_S)
+        return True
+
+    def kill_when(self, moment: Callable[[], bool], delay_s: float = 0.0) -> bool:
+        """Kill the process `delay_s` after `moment` holds; False if it was done before."""
+        if not self.wait_for(moment):
+            return self.finished()
         time.sleep(delay_s)
         os.kill(self.process.pid, signal.SIGKILL)
         self.process.communicate()
@@ -99,7 +105,7 @@ def stopping(function: Callable[..., Any], call: int, number: signal.Signals) ->
         (Algorithm1, "train_step", 12, signal.SIGINT),
         (Algorithm1, "update_filter", 2, signal.SIGTERM),
         (Algorithm1, "update_filter", UPDATES, signal.SIGINT),
-        (search_module._Search, "_score", 1, signal.SIGINT),
+        (search_module._Scorer, "_score", 1, signal.SIGINT),
         (search_module._Search, "_row", 5, signal.SIGTERM),
         (search_module._Search, "_row", EVALUATIONS, signal.SIGINT),
         (Recipe, "step", 7, signal.SIGTERM),
@@ -120,7 +126,7 @@ def test_a_signal_stops_and_loses_nothing(
     words = ["run", "--run", str(RUN), "--config", str(config), "--json"]
     with monkeypatch.context() as patch:
         patch.setattr(owner, name, stopping(getattr(owner, name), call, number))
-        assert main(words) == 130
+        assert main(words) == 128 + number
     captured = capsys.readouterr()
     assert captured.out == ""
     assert captured.err.splitlines()[-1] == "Stopped. Continue with: greedynas-fast run --run run"
@@ -152,6 +158,17 @@ def undisturbed(slower: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         patch.chdir(folder)
         run(RUN, asked(slower), QUIET)
     return folder / RUN
+
+
+def test_the_exit_code_of_a_stopped_process(slower: Path, tmp_path: Path) -> None:
+    """What a scheduler sees after SIGTERM: 143, and a checkpoint of the step that was being done."""
+    victim = Victim(slower, tmp_path)
+    victim.wait_for(lambda: num_lines(victim.run / "paths.txt") >= 2)
+    victim.process.send_signal(signal.SIGTERM)
+    out, said = victim.process.communicate(timeout=TIMEOUT_S)
+    assert (victim.process.returncode, out) == (143, b"")
+    assert said.decode().splitlines()[-1] == "Stopped. Continue with: greedynas-fast run --run run"
+    assert newest(victim.run, "train")["step"] == num_lines(victim.run / "paths.txt")
 
 
 def test_killed_at_chosen_moments(slower: Path, undisturbed: Path, tmp_path: Path) -> None:

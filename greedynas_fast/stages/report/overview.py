@@ -67,6 +67,8 @@ def _stages(record: RunRecord) -> str:
 
 def chosen_path(record: RunRecord, space: SearchSpace) -> npt.NDArray[np.uint8] | None:
     """The path of the retrained network, else of `best.json`; None if there is none that fits the space."""
+    if reference_name(record):
+        return None
     for row in (record.network, record.best):
         text = text_of(row.get("path"))
         if not text:
@@ -78,6 +80,23 @@ def chosen_path(record: RunRecord, space: SearchSpace) -> npt.NDArray[np.uint8] 
     return None
 
 
+def reference_name(record: RunRecord) -> str:
+    """`timm:NAME` where the retrained network is a model of another library; "" otherwise."""
+    library, name = text_of(record.network.get("library")), text_of(record.network.get("architecture"))
+    return f"{library}:{name}" if library and name else ""
+
+
+def _size(record: RunRecord, space: SearchSpace, path: npt.NDArray[np.uint8] | None) -> tuple[Row, int]:
+    """`params` and `macs` of the chosen network, and the pixels a side that they are for."""
+    if path is not None:
+        cost = space.cost(path)
+        return {"params": cost.params, "macs": cost.macs}, space.resolution
+    shape = record.network.get("input_size")
+    if not reference_name(record) or not isinstance(shape, list) or not shape or not isinstance(shape[-1], int):
+        return {}, space.resolution
+    return record.network, shape[-1]
+
+
 def _last(rows: Sequence[Row], key: str) -> float:
     """The last finite number under a key."""
     values = (number(row, key) for row in reversed(rows))
@@ -87,34 +106,30 @@ def _last(rows: Sequence[Row], key: str) -> float:
 def results_section(record: RunRecord, space: SearchSpace) -> str:
     """Test accuracy, size and MACs, and the path as text."""
     path = chosen_path(record, space)
-    digits = space.format(path, style="digits") if path is not None else ""
+    digits = space.format(path, style="digits") if path is not None else reference_name(record)
     # Figures of another path (the best one, where a given one was retrained) are not this network's.
     result = record.result if record.result.get("path", digits) == digits else {}
     best = record.best if record.best.get("path") == digits else {}
     accuracy, split = number(result, "top1"), text_of(result.get("split")) or "test"
     validation = _last(record.select("retrain", "epoch"), "val_accuracy")
-    cost: Row = {}
-    if path is not None:
-        exact = space.cost(path)
-        cost = {"params": exact.params, "macs": exact.macs}
+    cost, pixels = _size(record, space, path)
     tiles = [
         (accuracy_text(accuracy), f"{split} accuracy, retrained alone"),
         (accuracy_text(validation), "validation accuracy, last epoch of retraining"),
         (accuracy_text(number(best, "accuracy")), "validation accuracy on the supernet"),
         (number_text(number(cost, "params"), "count", 4), "parameters"),
-        (
-            number_text(number(cost, "macs"), "count", 4),
-            f"MACs at {space.resolution} × {space.resolution}",
-        ),
+        (number_text(number(cost, "macs"), "count", 4), f"MACs at {pixels} × {pixels}"),
     ]
     shown = [tile for tile in tiles if tile[0] != "–"]
     body = html.tiles(shown) if shown else ""
     if path is not None:
         body += f'<h3>The path</h3><pre class="copy">{escape(space.format(path))}</pre>'
         body += f'<p class="soft">as digits: {html.code(digits)}</p>'
+    elif digits:
+        body += f"<h3>The network</h3><p>{html.code(digits)}</p>"
     else:
         body += html.missing("No path has been chosen yet.", record.folder, "search")
-    if path is not None and math.isnan(accuracy):
+    if digits and math.isnan(accuracy):
         missing = "retrain" if not record.network else "evaluate"
         body += html.missing("The final accuracy is not measured yet.", record.folder, missing)
     body += "".join(html.warning(problem) for problem in record.problems)
@@ -124,7 +139,9 @@ def results_section(record: RunRecord, space: SearchSpace) -> str:
 def network_section(record: RunRecord, space: SearchSpace) -> str:
     """The chosen network, drawn."""
     path = chosen_path(record, space)
-    if path is None:
+    if reference_name(record):
+        body = html.note(f"{reference_name(record)} is not a network of the search space.")
+    elif path is None:
         body = html.missing("No path has been chosen yet.", record.folder, "search")
     else:
         body = draw_network(space, path)

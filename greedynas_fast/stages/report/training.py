@@ -186,11 +186,13 @@ def retraining_section(record: RunRecord) -> str:
     if not steps and not epochs:
         text = "The found network has not been trained alone yet."
         return html.section("retrain", "Retraining", html.missing(text, record.folder, "retrain"))
-    train = steps or epochs
+    train, evals = steps or epochs, record.select("retrain", "eval")
     x, accuracy = column(train, "step"), column(train, "accuracy")
     curves = [
         Series("training", x, smooth(accuracy, max(1, len(x) // SMOOTH_SHARE)), 1),
         Series("validation", column(epochs, "step"), column(epochs, "val_accuracy"), 2),
+        Series("test, averaged weights", column(evals, "step"), column(evals, "top1"), 3),
+        Series("test, raw weights", column(evals, "step"), column(evals, "raw_top1"), 4),
     ]
     charts = [
         line_chart(curves, title="Accuracy", y_kind="percent", limits=SHARE),

@@ -1,0 +1,135 @@
+"""The gradient of one training step: of the whole batch, however it is divided over processes and forward passes."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, NamedTuple, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from greedynas_fast.config import Precision, TrainConfig
+from greedynas_fast.nn import BatchDropout
+from greedynas_fast.runtime import World, all_reduce
+from greedynas_fast.supernet import GradientReducer, ParameterBank
+
+AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class StepResult(NamedTuple):
+    """What one step of training tells.
+
+    Attributes:
+        loss: mean over the whole batch (with label smoothing), a scalar on the device.
+        correct: images of the whole batch that were predicted correctly, a scalar on the device.
+        images: of the whole batch.
+        stop: whether any process was asked to stop.
+    """
+
+    loss: Tensor
+    correct: Tensor
+    images: int
+    stop: bool
+
+
+class Gradients:
+    """Computes gradients into a parameter bank.
+
+    Args:
+        bank: parameters and gradients.
+        config: `batch_size`, `micro_batch`, `precision` and `label_smoothing` are used.
+        world: the processes that train together.
+    """
+
+    def __init__(self, bank: ParameterBank, config: TrainConfig, world: World) -> None:
+        self.bank, self._config = bank, config
+        self._first_row = world.share(config.batch_size).start
+        self._dropout = cast("BatchDropout", cast("nn.Module", bank.net.head).dropout)
+        self._passes = num_passes(config.batch_size, config.micro_batch, world)
+        self._reducer = GradientReducer(bank, all_reduce) if world.size > 1 else None
+
+    def close(self) -> None:
+        """Let go of the bank."""
+        if self._reducer is not None:
+            self._reducer.close()
+
+    def compute(
+        self, path: tuple[int, ...], images: Tensor, labels: Tensor, seed: int, loss_scale: float | None, stop: bool
+    ) -> StepResult:
+        """Add the gradient of the mean loss over the whole batch to that of the bank.
+
+        Args:
+            path: [L] operation indices, the same on all ranks.
+            images: this rank's part of the batch, [B, C, H, W].
+            labels: int64 [B].
+            seed: of dropout in this step, the same on all ranks.
+            loss_scale: multiplies the loss whose gradient is taken; None for 1.
+            stop: whether this process was asked to stop.
+
+        Returns:
+            The same on all ranks.
+        """
+        config = self._config
+        parts = list(zip(images.tensor_split(self._passes), labels.tensor_split(self._passes), strict=True))
+        results: list[tuple[Tensor, Tensor, int]] = []
+        first = self._first_row
+        for index, (some, their) in enumerate(parts):
+            divided = len(their) < config.batch_size
+            self._dropout.part = (first, config.batch_size) if divided else None
+            first += len(their)
+            torch.manual_seed(seed)
+            with autocast(config.precision, images.device):
+                logits = self.bank.net(some, path)
+                loss = functional.cross_entropy(logits, their, label_smoothing=config.label_smoothing)
+            correct = (logits.detach().argmax(dim=1) == their).sum()
+            results.append((loss.detach(), correct, len(their)))
+            if self._reducer is None and not torch.isfinite(loss):
+                break
+            if self._reducer is not None and index == len(parts) - 1:
+                self._reducer.begin(path, _tail(results, stop))
+            _weighted(loss, len(their) / config.batch_size, loss_scale).backward()  # type: ignore[no-untyped-call]
+        if self._reducer is None:
+            return _joined(results, stop)
+        loss_sum, right, stops = self._reducer.finish()
+        return StepResult(loss_sum / config.batch_size, right, config.batch_size, bool(stops))
+
+
+def num_passes(batch_size: int, micro_batch: int | None, world: World) -> int:
+    """Forward passes in which each rank goes through its part of a batch, at most `micro_batch` images in each.
+
+    As many on every rank, also where one has an image more: synchronised batch norm talks in each of them.
+    """
+    most = -(-batch_size // world.size)
+    return min(-(-most // (micro_batch or most)), batch_size // world.size)
+
+
+def autocast(precision: Precision, device: torch.device) -> AbstractContextManager[Any]:
+    """A context in which activations have this precision, by torch's autocast; none for float32."""
+    if precision == "float32":
+        return nullcontext()
+    return torch.autocast(device.type, AUTOCAST[precision])
+
+
+def _weighted(loss: Tensor, share: float, loss_scale: float | None) -> Tensor:
+    """A part's mean loss as its part of the mean over the whole batch."""
+    weight = share * (1.0 if loss_scale is None else loss_scale)
+    return loss if weight == 1.0 else loss * weight
+
+
+def _tail(results: list[tuple[Tensor, Tensor, int]], stop: bool) -> Tensor:
+    """Sum of losses, number of correct predictions, whether to stop: float32 [3]."""
+    loss = sum(loss.float() * count for loss, _, count in results)
+    correct = sum(correct.float() for _, correct, _ in results)
+    assert isinstance(loss, Tensor)
+    assert isinstance(correct, Tensor)
+    return torch.stack((loss, correct, torch.tensor(float(stop), device=loss.device)))
+
+
+def _joined(results: list[tuple[Tensor, Tensor, int]], stop: bool) -> StepResult:
+    if len(results) == 1:
+        (loss, correct, count) = results[0]
+        return StepResult(loss, correct, count, stop)
+    loss_sum, correct, _ = _tail(results, stop)
+    count = sum(count for _, _, count in results)
+    return StepResult(loss_sum / count, correct, count, stop)

@@ -1,0 +1,104 @@
+"""Under torchrun: a worker killed at any moment, the others restarted with it, and the same bytes as without."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from stages_runs import RUN, STEPS, differences, outcome
+
+import greedynas_fast
+
+KILLS = 5
+LIMIT_S = 600.0
+
+
+def start(config: Path, folder: Path) -> subprocess.Popen[str]:
+    """`torchrun --nproc-per-node 2 -m greedynas_fast run` in `folder`."""
+    folder.mkdir(exist_ok=True)
+    root = str(Path(greedynas_fast.__file__).parents[1])
+    paths = [root, *filter(None, [os.environ.get("PYTHONPATH")])]
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"}
+    words = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    words += ["--max-restarts", str(3 * KILLS), "--monitor-interval", "0.1", "-m", "greedynas_fast", "run"]
+    words += ["--run-dir", str(RUN), "--config", str(config), "--json"]
+    return subprocess.Popen(words, cwd=folder, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def finish(process: subprocess.Popen[str]) -> dict[str, object]:
+    """The one JSON document that all ranks together print."""
+    printed, said = process.communicate(timeout=LIMIT_S)
+    assert process.returncode == 0, said
+    document = json.loads(printed)
+    assert isinstance(document, dict)
+    return document
+
+
+def workers(process: subprocess.Popen[str]) -> list[int]:
+    """The process numbers of the ranks."""
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    return [int(child) for child in children if b"greedynas_fast" in Path(f"/proc/{child}/cmdline").read_bytes()]
+
+
+def num_lines(run: Path) -> int:
+    """How far a run is, in lines of its logs."""
+    logs = [run / name for name in ("paths.txt", "metrics.jsonl", "search.jsonl")]
+    return sum(log.read_bytes().count(b"\n") for log in logs if log.exists())
+
+
+@pytest.fixture(scope="module")
+def undisturbed(config: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run that nobody kills."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    document = finish(start(config, folder))
+    assert document["run"] == str(RUN)
+    return folder / RUN
+
+
+@pytest.mark.slow
+def test_killed_workers_are_restarted(config: Path, undisturbed: Path, tmp_path: Path) -> None:
+    chance = random.Random(0)
+    whole = num_lines(undisturbed)
+    moments = sorted(chance.sample(range(1, whole - 4), KILLS))
+    process = start(config, tmp_path / "killed")
+    killed = []
+    for moment in moments:
+        limit = time.monotonic() + LIMIT_S
+        # After a restart the logs are cut back to the checkpoint, so a moment may come twice: any is as good.
+        while num_lines(tmp_path / "killed" / RUN) < moment and process.poll() is None:
+            assert time.monotonic() < limit, "the moment never came"
+            time.sleep(0.005)
+        time.sleep(chance.random() * 0.2)
+        alive = workers(process) if process.poll() is None else []
+        if len(alive) == 2:
+            victim = chance.choice(alive)
+            os.kill(victim, signal.SIGKILL)
+            killed.append(victim)
+            while victim in workers(process) and process.poll() is None:
+                time.sleep(0.005)
+    finish(process)
+    assert len(killed) >= KILLS - 1
+    assert differences(outcome(tmp_path / "killed" / RUN), outcome(undisturbed)) == []
+
+
+@pytest.mark.slow
+def test_pre_emption_of_the_whole_job(config: Path, undisturbed: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "stopped"
+    process = start(config, folder)
+    while num_lines(folder / RUN) < STEPS // 2:
+        assert process.poll() is None
+        time.sleep(0.005)
+    process.send_signal(signal.SIGTERM)  # to torchrun, which hands it on
+    process.communicate(timeout=LIMIT_S)
+    assert process.returncode != 0
+    steps = len((folder / RUN / "paths.txt").read_text().splitlines())
+    assert (folder / RUN / f"checkpoints/train/step-{steps:09d}.pt").exists(), "the last step is saved"
+    finish(start(config, folder))
+    assert differences(outcome(folder / RUN), outcome(undisturbed)) == []

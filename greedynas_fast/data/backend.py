@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from itertools import chain
 from typing import Literal, NamedTuple
 
@@ -30,8 +31,12 @@ class Reader(NamedTuple):
     reason: str
 
 
-def reader(wanted: Backend) -> Reader:
+def reader(wanted: Backend, device_id: int | None = None) -> Reader:
     """Chooses a back end for image files.
+
+    Args:
+        wanted: `dali`, `torch`, or `auto` for DALI where it can be imported.
+        device_id: number of the CUDA device on which `dali` is to decode; None for the CPU.
 
     Raises:
         InputError: DALI is insisted on, and cannot be used.
@@ -51,7 +56,8 @@ def reader(wanted: Backend) -> Reader:
         return Reader(FolderSplit, f"torch: Pillow and torchvision decode the image files; there is no DALI ({why}).")
     found = f"dali: NVIDIA DALI {version} decodes the image files"
     if wanted == "dali":
-        return Reader(DaliSplit, f"{found}, as data.backend says.")
+        where = "" if device_id is None else f" on CUDA device {device_id}"
+        return Reader(partial(DaliSplit, device_id=device_id), f"{found}{where}, as data.backend says.")
     return Reader(_dali_or_torch, f"{found}; it can be imported, and data.backend is auto.")
 
 

@@ -85,7 +85,9 @@ class _Parts:
     backend: str
 
 
-def open_data(config: DataConfig, *, resolution: int, in_channels: int, seed: int) -> DataBundle:
+def open_data(
+    config: DataConfig, *, resolution: int, in_channels: int, seed: int, gpu: int | None = None
+) -> DataBundle:
     """Opens the data set that `config` names.
 
     Args:
@@ -93,6 +95,7 @@ def open_data(config: DataConfig, *, resolution: int, in_channels: int, seed: in
         resolution: height and width of the images in a batch, in pixels.
         in_channels: 1 (grey) or 3 (RGB); images are converted.
         seed: decides which images are held out, at least 0.
+        gpu: number of the CUDA device for `dali_device: gpu`; None where there is none.
 
     Returns:
         The parts; equal arguments on equal files give equal parts.
@@ -106,6 +109,8 @@ def open_data(config: DataConfig, *, resolution: int, in_channels: int, seed: in
         raise InputError(f"resolution: expected at least 1 pixel, got {resolution}.")
     if seed < 0:
         raise InputError(f"seed: expected at least 0, got {seed}.")
+    if config.dali_device == "gpu" and gpu is None:
+        raise InputError("data.dali_device: gpu needs a run on a GPU, but this one is on the CPU.")
     shape = _Shape(resolution, in_channels)
     if config.root is None:
         refuse_in_memory(config.backend)
@@ -118,7 +123,7 @@ def open_data(config: DataConfig, *, resolution: int, in_channels: int, seed: in
     if config.format == "idx" or (config.format == "auto" and idx.has_idx_files(root)):
         refuse_in_memory(config.backend)
         return _bundle(config, _open_idx(root, shape), seed)
-    return _bundle(config, _open_files(root, config, shape, seed), seed)
+    return _bundle(config, _open_files(root, config, shape, seed, gpu), seed)
 
 
 def _open_sample(config: DataConfig, shape: _Shape) -> _Parts:
@@ -149,13 +154,13 @@ def _open_idx(root: Path, shape: _Shape) -> _Parts:
     return _Parts(train, test, names, *_each_channel(shape, mean, std), [], IN_MEMORY)
 
 
-def _open_files(root: Path, config: DataConfig, shape: _Shape, seed: int) -> _Parts:
+def _open_files(root: Path, config: DataConfig, shape: _Shape, seed: int, gpu: int | None) -> _Parts:
     notices: list[str] = []
     bad_files = BadFiles(config.on_bad_file, config.max_bad_files, notices)
     if os.path.isdir(root / "val") and not os.path.isdir(root / "train"):
         raise InputError(f"data folder {root}: there is a val/ folder, but no train/ beside it.")
     in_shards = config.format == "shards" or (config.format == "auto" and shards.has_shards(root))
-    read_by = reader(config.backend)
+    read_by = reader(config.backend, gpu if config.dali_device == "gpu" else None)
     stores = (shards if in_shards else folder).open_parts(root, bad_files)
     train = _checked(stores.train, config, bad_files)
     form = _file_format(config, shape)

@@ -38,6 +38,8 @@ class DataConfig:
             (Pillow and torchvision), or `auto`: DALI where it is installed and has the augmentation that is asked for,
             else torch. Crops, flips and all other random decisions are the same in both. Sets that lie in memory (the
             sample, idx files) need neither, and refuse `dali`.
+        dali_device: where DALI decodes: `gpu` is the GPU that the run is on, where the batches then stay. Note: `gpu`
+            was never run on one yet.
     """
 
     root: str | None = None
@@ -52,6 +54,7 @@ class DataConfig:
     max_bad_files: int = 10
     workers: int = 0
     backend: Literal["auto", "dali", "torch"] = "auto"
+    dali_device: Literal["cpu", "gpu"] = "cpu"
 
     def __post_init__(self) -> None:
         _check_choice("format", self.format, ("auto", "sample", "idx", "folder", "shards"))
@@ -59,6 +62,9 @@ class DataConfig:
         _check_choice("check_files", self.check_files, ("auto", "all", "none"))
         _check_choice("on_bad_file", self.on_bad_file, ("refuse", "skip"))
         _check_choice("backend", self.backend, ("auto", "dali", "torch"))
+        _check_choice("dali_device", self.dali_device, ("cpu", "gpu"))
+        if self.dali_device == "gpu" and self.backend != "dali":
+            raise InputError(f"data.dali_device: gpu needs data.backend dali, got {self.backend}.")
         if self.validation_size is not None:
             _check_size("validation_size", self.validation_size)
         _check_size("test_size", self.test_size)

@@ -87,16 +87,21 @@ class StageContext:
         """The images, at the resolution and with the channels of the space."""
         # The stored space first: a YAML file that defined it may have changed or gone since.
         space = self._stored_space() or _named_space(self.config)
-        return open_data(
-            self.config.data, resolution=space.resolution, in_channels=space.in_channels, seed=self.config.seed
-        )
+        return self._open_data(space, space.resolution)
 
     def data_at(self, resolution: int) -> DataBundle:
         """The images at another resolution than the space's."""
         if resolution == self.space.resolution:
             return self.data
+        return self._open_data(self.space, resolution)
+
+    def _open_data(self, space: SearchSpace, resolution: int) -> DataBundle:
         return open_data(
-            self.config.data, resolution=resolution, in_channels=self.space.in_channels, seed=self.config.seed
+            self.config.data,
+            resolution=resolution,
+            in_channels=space.in_channels,
+            seed=self.config.seed,
+            gpu=self.device.index or 0 if self.device.type == "cuda" else None,
         )
 
     def solo(self) -> StageContext:

@@ -47,6 +47,15 @@ def test_torch_as_said(make_images: MakeImages) -> None:
     assert opened(make_images(), "torch").backend.endswith("as data.backend says.")
 
 
+def test_decoding_on_a_gpu_needs_one(make_images: MakeImages) -> None:
+    with pytest.raises(InputError, match=r"^data\.dali_device: gpu needs data\.backend dali, got auto\.$"):
+        opened(make_images(), "auto", dali_device="gpu")
+    with pytest.raises(
+        InputError, match=r"^data\.dali_device: gpu needs a run on a GPU, but this one is on"
+    ):
+        opened(make_images(), "dali", dali_device="gpu")
+
+
 @pytest.mark.parametrize("backend", ["auto", "dali"])
 def test_with_dali(make_images: MakeImages, backend: str) -> None:
     pytest.importorskip("nvidia.dali")

@@ -50,9 +50,7 @@ def test_torch_as_said(make_images: MakeImages) -> None:
 def test_decoding_on_a_gpu_needs_one(make_images: MakeImages) -> None:
     with pytest.raises(InputError, match=r"^data\.dali_device: gpu needs data\.backend dali, got auto\.$"):
         opened(make_images(), "auto", dali_device="gpu")
-    with pytest.raises(
-        InputError, match=r"^data\.dali_device: gpu needs a run on a GPU, but this one is on"
-    ):
+    with pytest.raises(InputError, match=r"^data\.dali_device: gpu needs a run on a GPU, but this one is on"):
         opened(make_images(), "dali", dali_device="gpu")
 
 

@@ -152,7 +152,7 @@ class _Retraining:
                     self.store.flush()
                     raise interrupt.stopped()
             self.store.flush()
-            if alone and interrupt.requested:
+            if any(context.world.gather(interrupt.requested)):  # too late for the last step to tell it
                 raise interrupt.stopped()
 
     def finish(self) -> dict[str, Any]:

@@ -276,7 +276,7 @@ class _Training:
         """A checkpoint, after all that it counts on is on the disk."""
         # The loss tells only of the operations on the path: one that has overflowed may not be sampled for long.
         if not torch.isfinite(self.algorithm.bank.data).all():
-            raise InputError(
+            raise self.context.world.same_error(
                 f"train: weights are not finite after step {self.algorithm.step}; a smaller train.lr or "
                 f"train.grad_clip may help. {self._last_checkpoint()}"
             )

@@ -29,13 +29,15 @@ def start(config: Path, folder: Path) -> subprocess.Popen[str]:
     words = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     words += ["--max-restarts", str(3 * KILLS), "--monitor-interval", "0.1", "-m", "greedynas_fast", "run"]
     words += ["--run-dir", str(RUN), "--config", str(config), "--json"]
-    return subprocess.Popen(words, cwd=folder, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    # What all ranks say goes to a file: a pipe that nobody reads yet would fill, and stop them.
+    with (folder / "said.txt").open("a") as said:
+        return subprocess.Popen(words, cwd=folder, env=env, stdout=subprocess.PIPE, stderr=said, text=True)
 
 
-def finish(process: subprocess.Popen[str]) -> dict[str, object]:
+def finish(process: subprocess.Popen[str], folder: Path) -> dict[str, object]:
     """The one JSON document that all ranks together print."""
-    printed, said = process.communicate(timeout=LIMIT_S)
-    assert process.returncode == 0, said
+    printed, _ = process.communicate(timeout=LIMIT_S)
+    assert process.returncode == 0, (folder / "said.txt").read_text()[-3000:]
     document = json.loads(printed)
     assert isinstance(document, dict)
     return document
@@ -57,7 +59,7 @@ def num_lines(run: Path) -> int:
 def undisturbed(config: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The run that nobody kills."""
     folder = tmp_path_factory.mktemp("undisturbed")
-    document = finish(start(config, folder))
+    document = finish(start(config, folder), folder)
     assert document["run"] == str(RUN)
     return folder / RUN
 
@@ -83,7 +85,7 @@ def test_killed_workers_are_restarted(config: Path, undisturbed: Path, tmp_path:
             killed.append(victim)
             while victim in workers(process) and process.poll() is None:
                 time.sleep(0.005)
-    finish(process)
+    finish(process, tmp_path / "killed")
     assert len(killed) >= KILLS - 1
     assert differences(outcome(tmp_path / "killed" / RUN), outcome(undisturbed)) == []
 
@@ -100,5 +102,5 @@ def test_pre_emption_of_the_whole_job(config: Path, undisturbed: Path, tmp_path:
     assert process.returncode != 0
     steps = len((folder / RUN / "paths.txt").read_text().splitlines())
     assert (folder / RUN / f"checkpoints/train/step-{steps:09d}.pt").exists(), "the last step is saved"
-    finish(start(config, folder))
+    finish(start(config, folder), folder)
     assert differences(outcome(folder / RUN), outcome(undisturbed)) == []

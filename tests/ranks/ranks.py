@@ -61,6 +61,8 @@ def run_ranks(
     # A server that has imported torch once, from which a rank is forked in no time.
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["torch._dynamo", "greedynas_fast.stages.run"])
+    # Else it would look into the folder that the tests are run in first, and find the package's source.
+    os.environ["PYTHONSAFEPATH"] = "1"
     port, receivers, processes = free_port(), [], []
     for rank in range(size):
         receiver, sender = context.Pipe(duplex=False)

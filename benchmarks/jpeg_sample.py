@@ -9,6 +9,7 @@ printed. One JSON document on standard output.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 import time
@@ -38,7 +39,8 @@ def write_sample(root: Path) -> None:
 def run(work: Path, name: str, backend: str) -> dict[str, Any]:
     """One whole run; its figures and the hash of the retrained weights."""
     folder, began_s = work / name, time.monotonic()
-    code = main(["run", "--data", str(work / "sample"), "--data-backend", backend, "--run", str(folder)])
+    with contextlib.redirect_stdout(sys.stderr):
+        code = main(["run", "--data", str(work / "sample"), "--data-backend", backend, "--run", str(folder)])
     if code != 0:
         raise SystemExit(code)
     result = json.loads((folder / "result.json").read_text())

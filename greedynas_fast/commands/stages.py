@@ -37,8 +37,8 @@ FUNCTIONS = {
     "run": ("run", "run"),
 }
 # The stage with which a command that makes a run ends.
-ALONE = ("export", "report")  # what several processes cannot share
 LAST_STAGE = {"train": "train", "run": "evaluate"}
+ALONE = ("export", "report")  # what several processes cannot share
 ALL_FIELDS = tuple(name for name in field_types(RunConfig) if name != "preset")
 
 

@@ -9,7 +9,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -125,7 +125,8 @@ class StageContext:
 
     def profile(self, stage: str, progress: Progress) -> AbstractContextManager[Callable[[], None]]:
         """The profile of the stage's steps that the configuration asks for; see `profiled`."""
-        return profiled(self.run.profile(stage), self.config.profile, progress.message, cuda=self.device.type == "cuda")
+        steps = self.config.profile if self.world.is_main else 0
+        return profiled(self.run.profile(stage), steps, progress.message, cuda=self.device.type == "cuda")
 
     def command(self, stage: str, options: str = "") -> str:
         """The command line that works on this run folder; `train` and `run` take it as an option."""
@@ -298,8 +299,9 @@ def _started(run: RunFolder) -> list[str]:
     return [stage for stage, places in marks.items() if any(_has_content(place) for place in places)]
 
 
+@cache
 def _nowhere() -> TextIO:
-    """Where ranks that are not to be heard write."""
+    """Where ranks that are not to be heard write; opened once, for the life of the process."""
     return open(os.devnull, "w")
 
 

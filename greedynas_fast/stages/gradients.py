@@ -81,7 +81,8 @@ class Gradients:
             torch.manual_seed(seed)
             with autocast(config.precision, images.device):
                 logits = self.bank.net(some, path)
-                loss = functional.cross_entropy(logits, their, label_smoothing=config.label_smoothing)
+            # In float32, where label smoothing over many classes keeps its small terms.
+            loss = functional.cross_entropy(logits.float(), their, label_smoothing=config.label_smoothing)
             correct = (logits.detach().argmax(dim=1) == their).sum()
             results.append((loss.detach(), correct, len(their)))
             if self._reducer is None and not torch.isfinite(loss):

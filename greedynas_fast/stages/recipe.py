@@ -45,6 +45,7 @@ class Recipe:
         self.network, self.config, self._world = network, config, world or World()
         if config.sync_bn and self._world.size > 1:
             _synchronise(network)
+        self._drops = [part for part in network.modules() if isinstance(part, BatchDropout)]
         self._replica = network if self._world.size == 1 else _replica(network)
         self.optimizer = _optimizer(network, config)
         self._scheduler = _scheduler(self.optimizer, config, steps_per_epoch)
@@ -109,14 +110,10 @@ class Recipe:
 
     def _seed_dropout(self, seed: int, first: int, batch: int, count: int) -> None:
         """Make masks those of the whole batch where that is possible, and else different for each part of it."""
-        torch.manual_seed(seed)
-        if count == batch:
-            return
-        drops = [part for part in self.network.modules() if isinstance(part, BatchDropout)]
-        for drop in drops:
-            drop.part = (first, batch)
-        if not drops:
-            torch.manual_seed(seed ^ first)
+        whole = count == batch
+        for drop in self._drops:
+            drop.part = None if whole else (first, batch)
+        torch.manual_seed(seed if whole or self._drops else seed ^ first)
 
     def _last_pass(self, last: bool) -> AbstractContextManager[Any]:
         """Gradients are exchanged in the last backward pass of a step."""

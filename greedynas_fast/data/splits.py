@@ -122,15 +122,23 @@ class Split(ABC):
             for step, positions in self._shuffled(batch_size, per_epoch, steps, seed)
         )
 
-    def sequential(self, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
+    def sequential(self, batch_size: int, *, rank: int = 0, num_ranks: int = 1) -> Iterator[tuple[Tensor, Tensor]]:
         """All images in order without augmentation; the last batch may be smaller.
+
+        Args:
+            batch_size: images a batch.
+            rank: this process, 0 .. num_ranks - 1.
+            num_ranks: processes that divide the batches; all of rank 0 come first, and a rank may have none.
 
         Raises:
             InputError: a bad file is not to be skipped.
         """
         if batch_size < 1:
             raise InputError(f"batch_size: expected at least 1, got {batch_size}.")
+        if not 0 <= rank < num_ranks:
+            raise ValueError(f"sequential: expected a rank in 0..{num_ranks - 1}, got {rank}")
         starts = range(0, len(self), batch_size)
+        starts = starts[rank * len(starts) // num_ranks : (rank + 1) * len(starts) // num_ranks]
         return self._load(Job(np.arange(start, min(start + batch_size, len(self)))) for start in starts)
 
     def tensors(self) -> tuple[Tensor, Tensor]:

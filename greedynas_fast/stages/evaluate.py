@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +12,7 @@ from torch.nn import functional
 from greedynas_fast.config import ConfigSource
 from greedynas_fast.data import Split
 from greedynas_fast.errors import InputError
-from greedynas_fast.runtime import write_json
+from greedynas_fast.runtime import World, write_json
 from greedynas_fast.stages.architecture import Architecture, PathNetwork
 from greedynas_fast.stages.choice import chosen_path, inherited
 from greedynas_fast.stages.context import Reporter, StageContext, open_run
@@ -43,31 +43,19 @@ def evaluate(run: Path, source: ConfigSource, reporter: Reporter) -> dict[str, A
 
 
 def evaluate_stage(context: StageContext) -> dict[str, Any]:
-    """`evaluate` on a run folder that is already open; rank 0 does it."""
-    return context.world.on_main(lambda: _evaluate(context.solo()))
-
-
-def _evaluate(context: StageContext) -> dict[str, Any]:
+    """`evaluate` on a run folder that is already open."""
     config = context.config.evaluate
-    if config.split == "test" and context.data.test is None:
-        raise InputError(
-            "evaluate: the data has no test part; --evaluate.split validation measures on the held-out one."
-        )
-    network, trained, weights, statistics = _network(context)
-    measured = trained
-    if config.resolution is not None:
-        try:
-            measured = trained.at(config.resolution)
-        except InputError as error:
-            raise InputError(f"evaluate.resolution: {error}") from None
+    # The folder is rank 0's; the images are divided among all.
+    subject = context.world.on_main(lambda: _subject(context.solo()))
+    trained, measured = subject.trained, subject.measured
     data = context.data_at(measured.resolution)
     split = data.test if config.split == "test" else data.validation
     assert split is not None
-    network = _Renormalised(network, (data.mean, data.std), statistics)
-    figures = measure(network.to(context.device), split, config.batch_size, context.device)
+    network = _Renormalised(subject.network, (data.mean, data.std), subject.statistics)
+    figures = measure(network.to(context.device), split, config.batch_size, context.device, context.world)
     cost = measured.cost()
     result = {
-        "weights": weights,
+        "weights": subject.weights,
         "split": config.split,
         "resolution": measured.resolution,
         **figures,
@@ -76,33 +64,41 @@ def _evaluate(context: StageContext) -> dict[str, Any]:
         "params": cost.params,
         "macs": cost.macs,
     }
-    if weights == "retrained" and measured.resolution == _headline_resolution(context, trained):
+    if subject.weights == "retrained" and measured.resolution == _headline_resolution(context, trained):
         write_json(context.run.result, {**result, "next": context.command("export")})
         context.final_row(STAGE, 0, result)
     return {"run": str(context.run.path), **result, "next": context.command("export")}
 
 
 @torch.no_grad()
-def measure(network: nn.Module, split: Split, batch_size: int, device: torch.device) -> dict[str, Any]:
-    """Loss, top-1 and top-5 accuracy (0..1) of a network in eval mode.
+def measure(
+    network: nn.Module, split: Split, batch_size: int, device: torch.device, world: World | None = None
+) -> dict[str, Any]:
+    """Loss, top-1 and top-5 accuracy (0..1) of a network in eval mode; a collective.
 
     Args:
-        network: on `device`.
+        network: on `device`, the same on all ranks.
         split: the images.
         batch_size: images at once.
         device: where to compute.
+        world: the processes that divide the batches among themselves; None for this one alone.
+
+    Returns:
+        `images`, `top1`, `top5`, `loss`; the same on all ranks and for any number of them.
     """
     network.eval()
-    loss, top1, top5 = 0.0, 0, 0
-    for images, labels in split.sequential(batch_size):
+    world = world or World()
+    batches = []
+    for images, labels in split.sequential(batch_size, rank=world.rank, num_ranks=world.size):
         logits = network(images.to(device))
         targets = labels.to(device)
-        loss += float(functional.cross_entropy(logits.double(), targets, reduction="sum"))
+        loss = float(functional.cross_entropy(logits.double(), targets, reduction="sum"))
         ranked = logits.topk(min(5, logits.shape[1]), dim=1).indices == targets[:, None]
-        top1 += int(ranked[:, 0].sum())
-        top5 += int(ranked.any(dim=1).sum())
+        batches.append((int(ranked[:, 0].sum()), int(ranked.any(dim=1).sum()), loss))
+    # Batch by batch, so that the order of the sum does not depend on who had which.
+    top1, top5, total = map(sum, zip(*(batch for part in world.gather(batches) for batch in part), strict=True))
     count = len(split)
-    return {"images": count, "top1": top1 / count, "top5": top5 / count, "loss": loss / count}
+    return {"images": count, "top1": top1 / count, "top5": top5 / count, "loss": total / count}
 
 
 def _headline_resolution(context: StageContext, trained: Architecture) -> int:
@@ -132,8 +128,42 @@ class _Renormalised(nn.Module):
         return logits
 
 
+class _Subject(NamedTuple):
+    """What is to be measured.
+
+    Attributes:
+        network: on the CPU.
+        trained: what it is at the resolution that it was trained for.
+        measured: what it is at the one to measure at.
+        weights: where they come from, `retrained` or `inherited`.
+        statistics: of the images that it was trained with.
+    """
+
+    network: nn.Module
+    trained: Architecture
+    measured: Architecture
+    weights: str
+    statistics: Statistics
+
+
+def _subject(context: StageContext) -> _Subject:
+    config = context.config.evaluate
+    if config.split == "test" and context.data.test is None:
+        raise InputError(
+            "evaluate: the data has no test part; --evaluate.split validation measures on the held-out one."
+        )
+    network, trained, weights, statistics = _network(context)
+    measured = trained
+    if config.resolution is not None:
+        try:
+            measured = trained.at(config.resolution)
+        except InputError as error:
+            raise InputError(f"evaluate.resolution: {error}") from None
+    return _Subject(network.cpu(), trained, measured, weights, statistics)
+
+
 def _network(context: StageContext) -> tuple[nn.Module, Architecture, str, Statistics]:
-    """The network, what it is at its own resolution, where its weights come from, mean and deviation of its images."""
+    """The first, second, fourth and fifth of a `_Subject`."""
     asked = context.config.evaluate.path
     if asked is not None:
         path, _ = chosen_path(context, asked)

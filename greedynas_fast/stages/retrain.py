@@ -235,7 +235,7 @@ class _Retraining:
         evaluated = every > 0 and (step % every == 0 or step == self.total)
         if evaluated:
             self._check_weights()
-            row = self.context.world.on_main(lambda: self.selection.measure(step, epoch))
+            row = self.selection.measure(step, epoch)
             metrics.append({"stage": STAGE, "kind": "eval", **row})
             progress.message(f"epoch {epoch:g}: top-1 {row['top1']:.1%} ({row['raw_top1']:.1%} without the average)")
             self.window.restart_clock()

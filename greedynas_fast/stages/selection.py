@@ -59,7 +59,7 @@ class Selection:
             remove_leftovers(self._folder)
 
     def measure(self, step: int, epoch: float) -> dict[str, Any]:
-        """The figures after a step, and the network kept if it is the best so far.
+        """The figures after a step, and the network kept (by rank 0) if it is the best so far; a collective.
 
         Args:
             step: steps done.
@@ -77,12 +77,17 @@ class Selection:
         self.last = row
         if self.best is None or row["top1"] > self.best["top1"]:
             self.best = row
-            self._keep(row)
+            if self._context.world.is_main:
+                self._keep(row)
         return row
 
     def _figures(self, network: nn.Module) -> dict[str, Any]:
         assert self._split is not None
-        return measure(network, self._split, self._context.config.evaluate.batch_size, self._context.device)
+        context = self._context
+        # Parameters are the same on all ranks; running statistics are each rank's own, and those of rank 0 count.
+        for buffer, first in zip(network.buffers(), context.world.broadcast([b.cpu() for b in network.buffers()])):
+            buffer.copy_(first)
+        return measure(network, self._split, context.config.evaluate.batch_size, context.device, context.world)
 
     def _keep(self, row: dict[str, Any]) -> None:
         chosen = {

@@ -122,6 +122,17 @@ def test_sequential_is_everything_in_order() -> None:
     assert np.array_equal(split.labels, labels)
 
 
+def test_ranks_divide_the_sequential_batches() -> None:
+    split = numbered(23)
+    for count in (1, 2, 3, 5):
+        got = [list(split.sequential(10, rank=rank, num_ranks=count)) for rank in range(count)]
+        assert [n for part in got for images, _ in part for n in numbers(images)] == list(range(23))
+        sizes = [len(part) for part in got]
+        assert max(sizes) - min(sizes) <= 1
+    with pytest.raises(ValueError, match="expected a rank in 0..1, got 2"):
+        split.sequential(10, rank=2, num_ranks=2)
+
+
 def test_bad_sizes() -> None:
     split = numbered(10)
     for size in (11, 0, -1):

@@ -31,12 +31,14 @@ from stages_runs import (
 )
 
 from greedynas_fast.cli import main
+from greedynas_fast.config import ConfigSource
 from greedynas_fast.errors import InputError
 from greedynas_fast.runtime import World
 from greedynas_fast.stages import search as search_module
 from greedynas_fast.stages.algorithm1 import Algorithm1
 from greedynas_fast.stages.choice import load_trained
 from greedynas_fast.stages.context import open_run
+from greedynas_fast.stages.evaluate import evaluate
 from greedynas_fast.stages.recipe import Recipe
 from greedynas_fast.stages.retrain import retrain
 from greedynas_fast.stages.search import search
@@ -107,6 +109,13 @@ def losses(folder: Path) -> np.ndarray[Any, np.dtype[np.float64]]:
     """Training losses of a run with one stage."""
     found = [row["loss"] for row in rows(folder / RUN / "metrics.jsonl") if row["kind"] == "step"]
     return np.array(found)
+
+
+def measured(folder: Path) -> list[list[float]]:
+    """Losses of the averaged and of the raw weights on the test images, while a network was retrained."""
+    found = [row for row in rows(folder / RUN / "metrics.jsonl") if row["kind"] == "eval"]
+    assert len(found) == 2
+    return [[row["loss"], row["raw_loss"]] for row in found]
 
 
 @pytest.fixture(scope="module")
@@ -240,11 +249,26 @@ def test_scores_and_search_are_those_of_one_rank(trained: Path, finished: Path, 
         assert (RUN / name).read_bytes() == (finished / name).read_bytes()
 
 
-RETRAIN = {"retrain__path": "012", "retrain__optimizer": "sgd", "retrain__lr": 0.05, "retrain__ema_decay": 0.9}
+RETRAIN = {
+    "retrain__path": "012",
+    "retrain__optimizer": "sgd",
+    "retrain__lr": 0.05,
+    "retrain__ema_decay": 0.9,
+    "retrain__eval_every_epochs": 1,
+}
+# Seven batches of the 60 test images, of which the last is smaller.
+EVALUATE = ConfigSource(overrides={"evaluate.batch_size": 9})
 
 
-def _retrain(world: World, folder: Path, config: Path) -> list[str]:
-    """Retrain with synchronised batch norm; without; and again without, with a signal to rank 1 on the way."""
+def _figures(result: dict[str, Any]) -> dict[str, Any]:
+    return {name: result[name] for name in ("images", "top1", "top5", "loss", "path", "macs", "weights", "split")}
+
+
+def _retrain(world: World, folder: Path, config: Path) -> Any:
+    """Retrain with synchronised batch norm; without; and again without, with a signal to rank 1 on the way.
+
+    Returns where that stopped, what `evaluate` finds, and what a rank has written if it should not.
+    """
     kept = Recipe.step
 
     def signalled(self: Recipe, step: int) -> None:
@@ -264,7 +288,7 @@ def _retrain(world: World, folder: Path, config: Path) -> list[str]:
         assert _left(world) == []
     stopped_at = world.on_main(lambda: newest(RUN, "retrain")["step"])
     retrain(RUN, GO_ON, QUIET)
-    return [str(stopped_at), *_left(world)]
+    return stopped_at, _figures(evaluate(RUN, EVALUATE, QUIET)), _left(world)
 
 
 def test_retraining(config: Path, here: Path) -> None:
@@ -274,11 +298,16 @@ def test_retraining(config: Path, here: Path) -> None:
         retrain(RUN, asked(config, **RETRAIN, **options), QUIET)
     folder = here / "ranks"
     folder.mkdir()
-    assert successes(run_ranks(2, _retrain, folder, config)) == [["6"]] * 2
+    found = successes(run_ranks(2, _retrain, folder, config))
+    os.chdir(folder / "stopped")
+    assert found == [(6, _figures(evaluate(RUN, EVALUATE, QUIET)), [])] * 2
     # Only the order of sums differs.
     np.testing.assert_allclose(losses(folder / "sync"), losses(here / "whole"), rtol=1e-4)
     np.testing.assert_allclose(losses(folder / "apart"), losses(here / "parts"), rtol=1e-4)
     assert np.abs(losses(folder / "sync") - losses(folder / "apart")).max() > 4e-4
+    # Measured on the images of both ranks, with the running statistics of rank 0.
+    np.testing.assert_allclose(measured(folder / "sync"), measured(here / "whole"), rtol=1e-4)
+    assert measured(folder / "stopped") == measured(folder / "apart")
     undisturbed, gone_on = (newest(folder / name / RUN, "retrain") for name in ("apart", "stopped"))
     assert undisturbed["step"] == RETRAIN_STEPS
     assert plain(gone_on) == plain(undisturbed)

@@ -91,6 +91,8 @@ class TrainConfig:
         weight_decay: of SGD, on the operations of the current path only. Note: not in the paper.
         label_smoothing: of the training loss.
         grad_clip: largest norm of a step's gradient; null clips nothing.
+        ema_decay: of an exponential moving average of the weights, in which paths are then scored and searched: that of
+            an operation moves in the steps that train it. null keeps no average. Note: not in the paper.
         sampler: `filter` is Algorithm 1; `uniform` never trains a filter (SPOS).
         warmup_epochs: epochs of uniform paths before the first filter.
         update_every_epochs: epochs between two filters.
@@ -124,6 +126,7 @@ class TrainConfig:
     weight_decay: float = 4e-5
     label_smoothing: float = 0.1
     grad_clip: float | None = None
+    ema_decay: float | None = None
     sampler: Literal["filter", "uniform"] = "filter"
     warmup_epochs: int = 20
     update_every_epochs: int = 5
@@ -154,6 +157,7 @@ class TrainConfig:
         check_range(self, "train", "warmup_epochs", "weight_decay", low=0)
         check_range(self, "train", "lr", "grad_clip", low=0, open_low=True)
         check_range(self, "train", "momentum", "label_smoothing", "q_start", "q_end", low=0, high=0.9999)
+        check_range(self, "train", "ema_decay", low=0, high=0.999999)
         check_range(self, "train", "merge_threshold", "agreement_threshold", low=-1, high=1)
         if self.q_end < self.q_start:
             raise InputError(f"train.q_end must be at least train.q_start = {self.q_start}, got {self.q_end}.")
@@ -198,7 +202,7 @@ class RetrainConfig:
             normalisation sees one micro-batch at a time.
         precision: of convolutions and linear layers in training (torch's autocast); weights stay float32. `fp16` scales
             the loss. Networks are always measured in float32.
-        sync_bn: batch normalisation over the batches of all processes; not for models of timm.
+        sync_bn: batch normalisation over the batches of all processes.
         lr: learning rate after warm-up.
         warmup_epochs: epochs in which the learning rate rises linearly from `warmup_lr`.
         warmup_lr: learning rate at the first step.

@@ -6,6 +6,7 @@ each direction.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -13,6 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+
+from greedynas_fast.errors import InputError
 
 AddUp = Callable[[Tensor], Any]
 """Begins to add up a tensor over all ranks in place; what it returns has `wait()`."""
@@ -23,11 +26,20 @@ class SyncBatchNorm2d(nn.BatchNorm2d):
 
     add_up: AddUp | None = None
 
+    @property
+    def synchronises(self) -> bool:
+        """Whether the next input is normalised by statistics of all ranks."""
+        return self.add_up is not None and (self.training or self.running_mean is None)
+
     def forward(self, x: Tensor) -> Tensor:
         """[N, C, H, W], the same on all ranks but for N, which may differ."""
-        if self.add_up is None or not (self.training or self.running_mean is None):
-            plain: Tensor = super().forward(x)
-            return plain
+        if self.synchronises:
+            return self.normalise(x)
+        plain: Tensor = super().forward(x)
+        return plain
+
+    def normalise(self, x: Tensor) -> Tensor:
+        """Batch norm by the statistics of all ranks."""
         y: Tensor
         y, mean, variance, count = _Normalise.apply(x, self.weight, self.bias, self.eps, self.add_up)
         if self.training and self.track_running_stats and self.running_mean is not None:
@@ -47,17 +59,34 @@ class SyncBatchNorm2d(nn.BatchNorm2d):
 
 
 def synchronise_norms(module: nn.Module, add_up: AddUp) -> None:
-    """Make all plain batch norms in `module` take their statistics over all ranks; names and parameters stay.
+    """Make all batch norms in `module`, torch's or timm's, take their statistics over all ranks.
+
+    Names and parameters stay.
 
     Args:
         module: of which all ranks have a copy and run the same layers in the same order.
         add_up: begins to add up a tensor over the ranks in place.
+
+    Raises:
+        InputError: a batch norm of another class; nothing has been changed then.
     """
-    for part in module.modules():
-        if type(part) is nn.BatchNorm2d:
-            part.__class__ = SyncBatchNorm2d
-        if isinstance(part, SyncBatchNorm2d):
-            part.add_up = add_up
+    norms = [part for part in module.modules() if isinstance(part, nn.BatchNorm2d)]
+    for norm in norms:
+        if type(norm) not in _forms() and not isinstance(norm, SyncBatchNorm2d):
+            raise InputError(f"batch norm over all processes: there is none for {type(norm).__name__}")
+    for norm in norms:
+        norm.__class__ = _forms().get(type(norm), type(norm))
+        assert isinstance(norm, SyncBatchNorm2d)
+        norm.add_up = add_up
+
+
+def _forms() -> dict[type[nn.Module], type[SyncBatchNorm2d]]:
+    """What each class becomes. A model with layers of timm cannot be where timm is not loaded."""
+    if "timm" not in sys.modules:
+        return {nn.BatchNorm2d: SyncBatchNorm2d}
+    from greedynas_fast.nn import sync_norm_timm
+
+    return {nn.BatchNorm2d: SyncBatchNorm2d, **sync_norm_timm.FORMS}
 
 
 @contextmanager
@@ -75,18 +104,16 @@ def local_norms(module: nn.Module) -> Iterator[None]:
 
 
 class _Normalise(torch.autograd.Function):
-    """Statistics are float64 sums: ranks hold parts of different sizes, and sums of squares would cancel in float32."""
+    """Ranks hold parts of different sizes. They add up in float64: sums of squares would cancel in float32."""
 
     @staticmethod
     def forward(
         ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, eps: float, add_up: AddUp
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        values = x.double()
         channels = x.shape[1]
-        sums = x.new_empty(2 * channels + 1, dtype=torch.float64)
-        sums[:channels] = values.sum((0, 2, 3))
-        sums[channels:-1] = values.square().sum((0, 2, 3))
-        sums[-1] = x.numel() // channels
+        own_variance, own_mean = (m.double() for m in torch.var_mean(x.float(), (0, 2, 3), correction=0))
+        own = torch.cat((own_mean, own_variance + own_mean.square(), own_mean.new_ones(1)))
+        sums = own * (x.numel() // channels)
         add_up(sums).wait()
         count = sums[-1]
         mean = sums[:channels] / count
@@ -104,7 +131,7 @@ class _Normalise(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
         x, weight, mean, inverse, count = ctx.saved_tensors
         normal = (x - _spread(mean)) * _spread(inverse)
-        own = torch.stack((grad.double().sum((0, 2, 3)), (grad.double() * normal).sum((0, 2, 3))))
+        own = torch.stack([g.sum((0, 2, 3), dtype=torch.float64) for g in (grad, grad * normal)])
         sums = own.clone()
         ctx.add_up(sums).wait()
         grad_bias, grad_weight = sums / count

@@ -81,12 +81,13 @@ class Algorithm1:
         self._gradients: Gradients | None = None
         self._use(ParameterBank(self.net))
         self.sampling = Stopwatch()
+        self._scorer = score
         self.updater = FilterUpdater(
             space,
             config.train,
             config.filter,
             config.seed,
-            lambda paths: score(self.net, paths),
+            self._score,
             self.sampling,
             self.world,
         )
@@ -226,12 +227,18 @@ class Algorithm1:
         """Go on with this bank and an optimizer of its own, whose state is `buffers` if there are any."""
         train = self.config.train
         self.bank = bank
-        self.optimizer = BankSGD(bank, train.momentum, train.weight_decay, clip_norm=train.grad_clip)
+        self.optimizer = BankSGD(
+            bank, train.momentum, train.weight_decay, clip_norm=train.grad_clip, ema_decay=train.ema_decay
+        )
         if buffers is not None:
             self.optimizer.load_state_dict(dict(buffers))
         if self._gradients is not None:
             self._gradients.close()
         self._gradients = Gradients(bank, train, self.world)
+
+    def _score(self, paths: Paths) -> npt.NDArray[np.float64]:
+        with self.optimizer.averaged():
+            return self._scorer(self.net, paths)
 
     def _compact(self, allowed: npt.NDArray[np.bool_]) -> None:
         """Free what operations hold that no path will use again."""

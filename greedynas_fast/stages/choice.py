@@ -19,7 +19,7 @@ BEST = "best"
 
 
 def load_trained(context: StageContext) -> Algorithm1:
-    """The finished training of this run.
+    """The finished training of this run; its supernet has the averaged weights if there is an average.
 
     Raises:
         InputError: the supernet is not trained to the end.
@@ -34,6 +34,7 @@ def load_trained(context: StageContext) -> Algorithm1:
             f"{context.run.path}: the supernet is at step {algorithm.step} of {algorithm.schedule.total_steps}. "
             f"First: {context.command('train')}."
         )
+    algorithm.optimizer.use_average()
     return algorithm
 
 

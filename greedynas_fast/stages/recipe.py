@@ -38,13 +38,16 @@ class Recipe:
             world: the processes that train it together; None for this one alone.
 
         Raises:
-            InputError: `sync_bn`, and a norm of timm's that cannot be synchronised.
+            InputError: `sync_bn`, and a batch norm of the model is neither torch's nor timm's.
         """
         from timm.utils import ModelEmaV3
 
         self.network, self.config, self._world = network, config, world or World()
         if config.sync_bn and self._world.size > 1:
-            _synchronise(network)
+            try:
+                synchronise_norms(network, all_reduce)
+            except InputError as error:
+                raise InputError(f"retrain.sync_bn: {error}") from None
         self._drops = [part for part in network.modules() if isinstance(part, BatchDropout)]
         self._replica = network if self._world.size == 1 else _replica(network)
         self.optimizer = _optimizer(network, config)
@@ -161,17 +164,6 @@ def _replica(network: nn.Module) -> nn.Module:
     Running statistics are not exchanged: no training step reads them, and those of rank 0 are kept.
     """
     return nn.parallel.DistributedDataParallel(network, broadcast_buffers=False)
-
-
-def _synchronise(network: nn.Module) -> None:
-    other = [
-        name
-        for name, part in network.named_modules()
-        if isinstance(part, nn.BatchNorm2d) and type(part) is not nn.BatchNorm2d
-    ]
-    if other:
-        raise InputError(f"retrain.sync_bn: the norm {other[0]} of this model cannot be synchronised; leave it out.")
-    synchronise_norms(network, all_reduce)
 
 
 def _optimizer(network: nn.Module, config: RetrainConfig) -> torch.optim.Optimizer:

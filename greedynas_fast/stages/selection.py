@@ -85,7 +85,8 @@ class Selection:
         assert self._split is not None
         context = self._context
         # Parameters are the same on all ranks; running statistics are each rank's own, and those of rank 0 count.
-        for buffer, first in zip(network.buffers(), context.world.broadcast([b.cpu() for b in network.buffers()])):
+        buffers = list(network.buffers())
+        for buffer, first in zip(buffers, context.world.broadcast([b.cpu() for b in buffers]), strict=True):
             buffer.copy_(first)
         return measure(network, self._split, context.config.evaluate.batch_size, context.device, context.world)
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -114,6 +116,23 @@ class BankSGD:
         if loss_scale is not None and not (loss_scale > 0 and math.isfinite(loss_scale)):
             raise InputError(f"loss_scale: expected a finite number above 0, got {loss_scale}")
         return self._update(self._buffers, self.blocks(path), self._rule, lr, loss_scale)
+
+    @torch.no_grad()
+    def use_average(self) -> None:
+        """Give the parameters the values of their moving average, if there is one."""
+        if self.ema_buffer is not None:
+            self.bank.data.copy_(self.ema_buffer)
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """Within the context the parameters are their moving average, if there is one; no step is to be made in it."""
+        kept = None if self.ema_buffer is None else self.bank.data.clone()
+        self.use_average()
+        try:
+            yield
+        finally:
+            if kept is not None:
+                self.bank.data.copy_(kept)
 
     def state_dict(self) -> dict[str, Tensor]:
         """`momentum_buffer` and, with `ema_decay`, `ema_buffer`; the live tensors, not copies."""

@@ -129,7 +129,7 @@ def test_ranks_divide_the_sequential_batches() -> None:
         assert [n for part in got for images, _ in part for n in numbers(images)] == list(range(23))
         sizes = [len(part) for part in got]
         assert max(sizes) - min(sizes) <= 1
-    with pytest.raises(ValueError, match="expected a rank in 0..1, got 2"):
+    with pytest.raises(ValueError, match=r"expected a rank in 0\.\.1, got 2"):
         split.sequential(10, rank=2, num_ranks=2)
 
 

@@ -7,9 +7,11 @@ from typing import Any
 import pytest
 import torch
 from ranks import run_ranks, successes
+from timm.layers import BatchNormAct2d
 from torch import Tensor, nn
 from torch.nn import functional
 
+from greedynas_fast.errors import InputError
 from greedynas_fast.nn import InvertedResidual, local_norms, synchronise_norms, use_backend
 from greedynas_fast.nn.backend import Fusable
 from greedynas_fast.runtime import World, all_reduce
@@ -21,11 +23,19 @@ PARTS = {2: (slice(0, 5), slice(5, 7)), 3: (slice(0, 1), slice(1, 4), slice(4, 7
 TOLERANCE = {"rtol": 1e-5, "atol": 2e-5}
 
 
-def _model(momentum: float | None) -> nn.Module:
+def _model(momentum: float | None, kind: str = "ours") -> nn.Module:
     torch.manual_seed(3)
+    if kind == "timm":
+        layers = [BatchNormAct2d(CHANNELS, act_layer=nn.SiLU), nn.Conv2d(CHANNELS, 8, 3), BatchNormAct2d(8)]
+        last = BatchNormAct2d(8, apply_act=False, drop_layer=nn.Flatten)
+        return _begun(nn.Sequential(*layers, nn.Conv2d(8, 8, 1, stride=3), last), momentum)
     spec = InvertedResidualSpec("MB3_K3_SE", 3, (3,), se=SqueezeExciteSpec())
     block = InvertedResidual(spec, CHANNELS, CHANNELS, 1)
     model = nn.Sequential(nn.BatchNorm2d(CHANNELS), block, nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    return _begun(model, momentum)
+
+
+def _begun(model: nn.Module, momentum: float | None) -> nn.Module:
     for part in model.modules():
         if isinstance(part, nn.BatchNorm2d):
             part.momentum = momentum
@@ -58,8 +68,8 @@ def _figures(model: nn.Module, images: Tensor, labels: Tensor, size: int) -> dic
     }
 
 
-def _synchronised(world: World, momentum: float | None) -> dict[str, Any]:
-    model = _model(momentum)
+def _synchronised(world: World, momentum: float | None, kind: str) -> dict[str, Any]:
+    model = _model(momentum, kind)
     keys = list(model.state_dict())
     synchronise_norms(model, all_reduce)
     assert list(model.state_dict()) == keys
@@ -71,12 +81,12 @@ def _synchronised(world: World, momentum: float | None) -> dict[str, Any]:
     return found
 
 
-@pytest.mark.parametrize(("size", "momentum"), [(2, 0.1), (3, None)])
-def test_as_on_the_whole_batch(size: int, momentum: float | None) -> None:
-    model = _model(momentum)
+@pytest.mark.parametrize(("size", "momentum", "kind"), [(2, 0.1, "ours"), (3, None, "ours"), (2, 0.1, "timm")])
+def test_as_on_the_whole_batch(size: int, momentum: float | None, kind: str) -> None:
+    model = _model(momentum, kind)
     use_backend(model, "reference")
     wanted = _figures(model, *_batch(), 7)
-    found = successes(run_ranks(size, _synchronised, momentum))
+    found = successes(run_ranks(size, _synchronised, momentum, kind))
     torch.testing.assert_close(torch.cat([one["output"] for one in found]), wanted["output"], **TOLERANCE)
     torch.testing.assert_close(torch.cat([one["grad"] for one in found]), wanted["grad"], **TOLERANCE)
     for one in found:
@@ -110,3 +120,14 @@ def _alone(world: World) -> list[bool]:
 def test_alone_within_local_norms_and_in_evaluation() -> None:
     for found in successes(run_ranks(2, _alone)):
         assert found == [True] * 5
+
+
+class _OtherNorm(nn.BatchNorm2d):
+    pass
+
+
+def test_an_unknown_batch_norm_is_refused() -> None:
+    model = nn.Sequential(nn.BatchNorm2d(3), _OtherNorm(3))
+    with pytest.raises(InputError, match="there is none for _OtherNorm"):
+        synchronise_norms(model, all_reduce)
+    assert [type(norm) for norm in model] == [nn.BatchNorm2d, _OtherNorm]

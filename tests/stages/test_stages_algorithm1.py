@@ -34,9 +34,12 @@ from greedynas_fast.stages import context as context_module
 from greedynas_fast.stages import filter_update
 from greedynas_fast.stages import train as train_module
 from greedynas_fast.stages.algorithm1 import Algorithm1
+from greedynas_fast.stages.choice import load_trained
+from greedynas_fast.stages.context import open_run
 from greedynas_fast.stages.retrain import retrain
 from greedynas_fast.stages.search import search
 from greedynas_fast.stages.train import build, train
+from greedynas_fast.supernet import Supernet
 
 MOVES = STEPS + UPDATES
 
@@ -355,8 +358,9 @@ def test_going_on_from_any_move(config: Path, tmp_path: Path, whole: tuple[Any, 
         {"filter__warm_start": True, "filter__loss": "vpu", "train__grad_clip": 0.1},
         {"train__score_bn": "recalibrate", "filter__min_spread": 1e9},
         {"train__max_proposals": 1, "filter__average": 0.9},
+        {"train__ema_decay": 0.5},
     ],
-    ids=["warm start", "recalibrate", "fallbacks"],
+    ids=["warm start", "recalibrate", "fallbacks", "average"],
 )
 def test_going_on_with_other_options(config: Path, tmp_path: Path, options: dict[str, object]) -> None:
     ends = []
@@ -364,6 +368,44 @@ def test_going_on_with_other_options(config: Path, tmp_path: Path, options: dict
         (tmp_path / str(k)).mkdir()
         ends.append(go_on_from(config, tmp_path / str(k), k, **options))
     assert ends[0] == ends[1] == ends[2]
+
+
+def test_the_average_is_what_is_scored(config: Path, tmp_path: Path) -> None:
+    ends = {}
+    for decay in (None, 0.75):
+        with opened(config, tmp_path / str(decay) / "run", train__warmup_epochs=2, train__ema_decay=decay) as context:
+            algorithm = build(context)
+            steps, average = moves(context, algorithm, []), algorithm.bank.data.clone()
+            for _ in range(2 * STEPS_PER_EPOCH):
+                active = algorithm.optimizer.blocks(algorithm.next_path())
+                next(steps)
+                for start, _, end in active:
+                    average[start:end].lerp_(algorithm.bank.data[start:end], 0.25)
+            weights, scored = algorithm.bank.data.clone(), []
+            kept = algorithm._scorer
+
+            def score(net: Supernet, paths: Any, kept: Any = kept, algorithm: Any = algorithm, to: Any = scored) -> Any:
+                to.append(algorithm.bank.data.clone())
+                return kept(net, paths)
+
+            algorithm._scorer = score
+            assert next(steps) is not None
+            ends[decay] = weights, average, scored[0]
+    # The average is no part of the training.
+    assert torch.equal(ends[None][0], ends[0.75][0])
+    assert torch.equal(ends[None][2], ends[None][0])
+    torch.testing.assert_close(ends[0.75][2], ends[0.75][1])
+    assert not torch.equal(ends[0.75][2], ends[0.75][0])
+
+
+def test_later_stages_take_the_average(config: Path, here: Path) -> None:
+    train(RUN, asked(config, train__ema_decay=0.9), QUIET)
+    state = newest(RUN, "train")
+    with open_run(RUN, GO_ON, QUIET) as context:
+        trained = build(context)
+        trained.load_state_dict(state)
+        assert not torch.equal(trained.bank.data, state["optimizer"]["ema_buffer"])
+        assert torch.equal(load_trained(context).bank.data, state["optimizer"]["ema_buffer"])
 
 
 def test_the_stage_is_the_algorithm(finished: Path, whole: tuple[Any, list[str]]) -> None:

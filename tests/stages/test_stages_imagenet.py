@@ -62,6 +62,7 @@ def test_the_mobile_preset_trains_on_the_shape_of_imagenet(
         "train.score_images": 16,
         "train.agreement_paths": 500,
         "train.precision": "bf16",
+        "train.ema_decay": 0.9,
         "train.augment.auto_augment": "autoaugment",
         "train.augment.random_erasing": 0.2,
         "train.checkpoint_every_steps": 10,

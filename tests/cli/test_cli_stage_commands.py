@@ -36,6 +36,7 @@ class FakeStage:
 def stage(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> FakeStage:
     """All stage functions replaced by one fake, in an empty working directory."""
     fake = FakeStage()
+    load_config()  # resolves the types of its fields, which it looks up in the modules that are to be replaced
     for name in STAGES:
         module = types.ModuleType(f"greedynas_fast.stages.{name}")
         setattr(module, "export_run" if name == "export" else name, fake)

@@ -63,6 +63,7 @@ class _Profile:
                 activities=activities,
                 schedule=torch.profiler.schedule(wait=0, warmup=WARM_UP_STEPS, active=steps, repeat=1),
                 on_trace_ready=self._write,
+                acc_events=True,  # there is one cycle; without this torch 2.11 warns of what it does between cycles
             )
         )
         self._done = 0

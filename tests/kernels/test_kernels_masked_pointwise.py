@@ -218,9 +218,10 @@ def test_compiles_to_one_graph() -> None:
 def test_compiles_with_a_gradient_of_the_bank() -> None:
     case = replace(SAMPLED[3], stats=False)
     given = inputs_of(case)
+    values = vars(given)
 
     def function(x: Tensor, bank_grad: Tensor) -> Tensor:
-        return (elements(case.ragged[1], call(case, vars(given) | {"x": x}, bank_grad=bank_grad)[0]) ** 2).sum()
+        return (elements(case.ragged[1], call(case, {**values, "x": x}, bank_grad=bank_grad)[0]) ** 2).sum()
 
     found = []
     for way in (function, torch.compile(function, fullgraph=True, backend="aot_eager")):

@@ -2,9 +2,9 @@
 
     python benchmarks/jpeg_sample.py WORK_DIR [PHOTOGRAPHS_DIR]
 
-Runs `greedynas-fast run` twice with DALI and once with torch; the first two must end with equal weights. With a folder
-of photographs (such as scikit-image's `data`), both back ends decode those too, and how far the pixels are apart is
-printed. One JSON document on standard output.
+Runs `greedynas-fast run` twice with DALI and once with torch; the first two must end with equal weights. With an image
+folder of photographs (`train/<class>/*`, such as those of scikit-image's `data`), both back ends decode those too, and
+how far the pixels are apart is printed. One JSON document on standard output.
 """
 
 from __future__ import annotations
@@ -67,9 +67,10 @@ def apart(photographs: Path) -> dict[str, Any]:
 
 if __name__ == "__main__":
     place = Path(sys.argv[1])
+    # First, as it takes seconds, and a folder that does not do is known before the runs.
+    photographs = {"photographs": apart(Path(sys.argv[2]))} if len(sys.argv) > 2 else {}
     write_sample(place / "sample")
     rows = {name: run(place, name, backend) for name, backend in RUNS.items()}
     if rows["dali-1"]["weights_sha256"] != rows["dali-2"]["weights_sha256"]:
         raise SystemExit("two runs through DALI differ")
-    photographs = {"photographs": apart(Path(sys.argv[2]))} if len(sys.argv) > 2 else {}
     print(json.dumps({"runs": rows, **photographs}, indent=1))

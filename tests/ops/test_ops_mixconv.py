@@ -115,6 +115,9 @@ def test_each_level(level: str, monkeypatch: pytest.MonkeyPatch) -> None:
     for dtype, stride in itertools.product((torch.float32, torch.bfloat16), (1, 2)):
         Case((2, 37, 9, 12), (3, 5, 7), dtype, stride, "hard_swish", True).check()
         Case((1, 35, 8, 15), (9, 11, 1), dtype, stride).check()
+    # Several blocks a group, the last one narrower and not a multiple of any vector.
+    Case((3, 413, 5, 6), (3,), torch.float32, 1, "hard_swish", True).check()
+    Case((2, 261, 3, 40), (7, 3), torch.float32, 2, "silu", True).check()
 
 
 def test_bf16_weights() -> None:

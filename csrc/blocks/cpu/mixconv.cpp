@@ -15,9 +15,14 @@ namespace {
 
 // Tasks are blocks of channels by chunks of images. Their number depends on the shape alone, and so do the results:
 // about kTasks, which keeps that many threads busy, but none with less than kPixels outputs, which would be dominated
-// by packing weights and adding up their gradients.
+// by packing weights and adding up their gradients. Blocks are not so wide that there were less than kFewTasks.
 constexpr std::int64_t kTasks = 64;
+constexpr std::int64_t kFewTasks = 6;
 constexpr std::int64_t kPixels = 1024;
+// Of a block's rings, at most: they stay in an L2 cache. The wider a block is, the more of the tensors is read and
+// written in the order of memory.
+constexpr std::int64_t kRingFloats = 1 << 16;
+constexpr std::int64_t kPair = 2 * kMixconvLine;  // channels that the widest vectors take at a time
 
 struct Block {
   MixconvBlock block;
@@ -39,6 +44,23 @@ struct Plan {
   std::int64_t pair_floats() const { return tasks() * 2 * kMixconvBlock; }
 };
 
+// Images of the shortest chunk.
+std::int64_t fewest_images(const MixconvGeometry& geometry) {
+  const std::int64_t pixels = geometry.out_height * geometry.out_width;
+  return (kPixels + pixels - 1) / pixels;
+}
+
+// Channels of a group's blocks but the last one: as many as may be, in blocks of about one size.
+std::int64_t block_channels(const MixconvCall& call, const MixconvGeometry& geometry, const MixconvGroup& group) {
+  const std::int64_t few = fewest_images(geometry);
+  const std::int64_t chunks = std::max<std::int64_t>((call.batch + few - 1) / few, 1);
+  const std::int64_t shared = call.channels() * chunks / kFewTasks;
+  const std::int64_t fitting = kRingFloats / mixconv_channel_floats(geometry, group.kernel);
+  const std::int64_t most = std::clamp<std::int64_t>(std::min(shared, fitting), kPair, kMixconvBlock);
+  const std::int64_t blocks = (group.channels + most - 1) / most;
+  return std::min<std::int64_t>(((group.channels + blocks - 1) / blocks + kPair - 1) / kPair * kPair, kMixconvBlock);
+}
+
 Plan make_plan(const MixconvCall& call) {
   if (call.stride != 1 && call.stride != 2) {
     throw std::invalid_argument("mixconv: stride must be 1 or 2, got " + std::to_string(call.stride));
@@ -55,19 +77,21 @@ Plan make_plan(const MixconvCall& call) {
     }
     const std::int64_t taps = static_cast<std::int64_t>(group.kernel) * group.kernel;
     const std::int64_t weight_bytes = call.weight_storage == MixconvStorage::bf16 ? 2 : 4;
-    for (std::int64_t c = 0; c < group.channels; c += kMixconvBlock) {
-      const int channels = static_cast<int>(std::min<std::int64_t>(kMixconvBlock, group.channels - c));
+    const std::int64_t most = block_channels(call, plan.geometry, group);
+    for (std::int64_t c = 0; c < group.channels; c += most) {
+      const int channels = static_cast<int>(std::min(most, group.channels - c));
+      const int width = (channels + kMixconvLine - 1) / kMixconvLine * kMixconvLine;
       const char* const weight = static_cast<const char*>(group.weight) + c * taps * weight_bytes;
-      plan.blocks.push_back({{group.kernel, channels, channel + c, weight, 0, 0, nullptr}, g, c, plan.weight_sums});
-      plan.weight_sums += taps * kMixconvBlock;
+      plan.blocks.push_back(
+          {{group.kernel, channels, width, channel + c, weight, 0, 0, nullptr}, g, c, plan.weight_sums});
+      plan.weight_sums += taps * width;
+      plan.task_floats = std::max(plan.task_floats, width * mixconv_channel_floats(plan.geometry, group.kernel));
     }
     channel += group.channels;
-    plan.task_floats = std::max(plan.task_floats, mixconv_task_floats(plan.geometry, group.kernel));
   }
-  const std::int64_t pixels = plan.geometry.out_height * plan.geometry.out_width;
   const std::int64_t blocks = std::max<std::int64_t>(1, static_cast<std::int64_t>(plan.blocks.size()));
   const std::int64_t wanted = (kTasks + blocks - 1) / blocks;
-  plan.chunk_images = std::max((call.batch + wanted - 1) / wanted, (kPixels + pixels - 1) / pixels);
+  plan.chunk_images = std::max((call.batch + wanted - 1) / wanted, fewest_images(plan.geometry));
   plan.chunks = (call.batch + plan.chunk_images - 1) / plan.chunk_images;
   return plan;
 }
@@ -127,24 +151,22 @@ void store_weight(void* out, MixconvStorage storage, std::int64_t index, float v
   static_cast<std::uint16_t*>(out)[index] = static_cast<std::uint16_t>(rounded >> 16);
 }
 
-// sums [chunks][blocks' taps][kMixconvBlock] -> the groups' gradients [channels, taps]
+// sums [chunks][blocks' taps][width] -> the groups' gradients [channels, taps]
 void add_weight_grads(const Plan& plan, const MixconvCall& call, const float* sums, int threads) {
   cpu::team_for(static_cast<std::int64_t>(plan.blocks.size()), 8, threads, [&](std::int64_t begin, std::int64_t end) {
-    float total[kMixconvBlock * kMixconvMaxKernel * kMixconvMaxKernel];
+    float total[kMixconvBlock];
     for (std::int64_t b = begin; b < end; ++b) {
       const Block& of = plan.blocks[static_cast<std::size_t>(b)];
       const int taps = of.block.kernel * of.block.kernel;
-      const int count = taps * kMixconvBlock;
-      std::fill_n(total, count, 0.0F);
-      for (std::int64_t chunk = 0; chunk < plan.chunks; ++chunk) {
-        const float* const from = sums + chunk * plan.weight_sums + of.sums;
-        for (int i = 0; i < count; ++i) total[i] += from[i];
-      }
       void* const out = call.groups[of.group].weight_grad;
-      for (int c = 0; c < of.block.channels; ++c) {
-        const std::int64_t row = (of.channel_in_group + c) * taps;
-        for (int tap = 0; tap < taps; ++tap) {
-          store_weight(out, call.weight_storage, row + tap, total[tap * kMixconvBlock + c]);
+      for (int tap = 0; tap < taps; ++tap) {
+        std::fill_n(total, of.block.width, 0.0F);
+        for (std::int64_t chunk = 0; chunk < plan.chunks; ++chunk) {
+          const float* const from = sums + chunk * plan.weight_sums + of.sums + tap * of.block.width;
+          for (int c = 0; c < of.block.width; ++c) total[c] += from[c];
+        }
+        for (int c = 0; c < of.block.channels; ++c) {
+          store_weight(out, call.weight_storage, (of.channel_in_group + c) * taps + tap, total[c]);
         }
       }
     }

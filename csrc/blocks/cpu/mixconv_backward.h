@@ -117,12 +117,12 @@ struct MixconvSweep {
   }
 };
 
-// [vectors][taps][width] -> [taps][kMixconvBlock]
+// [vectors][taps][a vector] -> [taps][width]
 template <class V>
-GREEDYNAS_VEC_INLINE void spread_sums(const float* sums, int channels, int taps, float* out) {
-  for (int vector = 0; vector * V::width < channels; ++vector) {
+GREEDYNAS_VEC_INLINE void spread_sums(const float* sums, int width, int taps, float* out) {
+  for (int vector = 0; vector * V::width < width; ++vector) {
     for (int tap = 0; tap < taps; ++tap, sums += V::width) {
-      V::load(sums).store(out + tap * kMixconvBlock + vector * V::width);
+      V::load(sums).store(out + tap * width + vector * V::width);
     }
   }
 }
@@ -132,15 +132,17 @@ void backward_block(const MixconvBackwardTask& task) {
   const MixconvGeometry& geometry = *task.geometry;
   const MixconvBlock& block = task.block;
   constexpr int kTaps = kKernel * kKernel;
-  const MixconvRing<kKernel> inputs{block.workspace, mixconv_input_columns(geometry, kKernel), kKernel / 2};
-  const MixconvRing<kKernel> grads{inputs.end(), mixconv_grad_columns(geometry, kKernel), kKernel};
+  const MixconvRing<kKernel> inputs{block.workspace, mixconv_input_columns(geometry, kKernel), kKernel / 2,
+                                    block.width};
+  const MixconvRing<kKernel> grads{inputs.end(), mixconv_grad_columns(geometry, kKernel), kKernel, block.width};
   float* const weights = grads.end();
   inputs.clear();
   grads.clear();
   int order[kTaps];
   turned_order<kKernel, kStride>(order);
   pack_weights<V>(geometry, block, order, weights);
-  alignas(64) float sums[kTaps * kMixconvBlock] = {};
+  float* const sums = weights + kTaps * block.width;
+  __builtin_memset(sums, 0, static_cast<std::size_t>(kTaps * block.width) * sizeof(float));
   float unwanted[2 * kMixconvBlock];
   MixconvBackwardTask own = task;
   if (own.norm_grad == nullptr) own.norm_grad = unwanted;
@@ -153,10 +155,10 @@ void backward_block(const MixconvBackwardTask& task) {
                                                 row_functions<V>(geometry),
                                                 grads,
                                                 weights,
-                                                weights + kTaps * kMixconvBlock,
+                                                sums + kTaps * block.width,
                                                 task.weight_grad == nullptr ? nullptr : sums};
   for (std::int64_t image = block.image_begin; image < block.image_end; ++image) sweep.sweep(image, input);
-  if (task.weight_grad != nullptr) spread_sums<V>(sums, block.channels, kTaps, task.weight_grad);
+  if (task.weight_grad != nullptr) spread_sums<V>(sums, block.width, kTaps, task.weight_grad);
 }
 
 template <class V, int kStride>
@@ -207,7 +209,7 @@ void backward_any(const MixconvBackwardTask& task) {
 
 template <class V>
 constexpr MixconvKernel mixconv_kernel_over(const char* name) {
-  static_assert(kMixconvBlock % V::width == 0);
+  static_assert(kMixconvLine % V::width == 0);
   return {name, &forward_any<V>, &backward_any<V>};
 }
 

@@ -37,13 +37,13 @@ GREEDYNAS_VEC_INLINE MixconvRow row_of(const MixconvTensor& tensor, std::int64_t
 template <int kSlots>
 struct MixconvRing {
   float* base;
-  std::int64_t columns, pad;
+  std::int64_t columns, pad, channels;
 
   GREEDYNAS_VEC_INLINE float* row(std::int64_t i, int width) const {
     const auto slot = static_cast<std::uint32_t>(i) % kSlots;  // of 32 bits, which needs no division
-    return base + slot * columns * kMixconvBlock + pad * width;
+    return base + slot * columns * channels + pad * width;
   }
-  GREEDYNAS_VEC_INLINE float* end() const { return base + kSlots * columns * kMixconvBlock; }
+  GREEDYNAS_VEC_INLINE float* end() const { return base + kSlots * columns * channels; }
   GREEDYNAS_VEC_INLINE void clear() const {
     __builtin_memset(base, 0, static_cast<std::size_t>(end() - base) * sizeof(float));
   }
@@ -115,9 +115,9 @@ void forward_block(const MixconvForwardTask& task) {
   const MixconvBlock& block = task.block;
   constexpr int kPad = kKernel / 2;
   const MixconvRowFunctions functions = row_functions<V>(geometry);
-  const MixconvRing<kKernel> ring{block.workspace, mixconv_input_columns(geometry, kKernel), kPad};
+  const MixconvRing<kKernel> ring{block.workspace, mixconv_input_columns(geometry, kKernel), kPad, block.width};
   float* const weights = ring.end();
-  float* const results = weights + kKernel * kKernel * kMixconvBlock;
+  float* const results = weights + kKernel * kKernel * block.width;
   ring.clear();
   int order[kKernel * kKernel];
   for (int i = 0; i < kKernel * kKernel; ++i) order[i] = i;

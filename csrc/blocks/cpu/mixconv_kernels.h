@@ -7,7 +7,8 @@
 
 namespace greedynas::blocks {
 
-inline constexpr int kMixconvBlock = 16;  // channels of a block: a cache line of float32, a multiple of all vectors
+inline constexpr int kMixconvLine = 16;    // channels of a cache line of float32: a multiple of all vectors
+inline constexpr int kMixconvBlock = 192;  // channels of the widest block, a multiple of a line
 // Columns that an inner product may compute beyond the last one.
 inline constexpr int kMixconvOverrun = 8;
 
@@ -26,10 +27,11 @@ struct MixconvGeometry {
 struct MixconvBlock {
   int kernel;
   int channels;
+  int width;                   // the channels, filled up to a multiple of kMixconvLine
   std::int64_t first_channel;  // of the tensors
   const void* weight;          // of the block's first channel
   std::int64_t image_begin, image_end;
-  float* workspace;  // mixconv_task_floats, aligned to 64 bytes
+  float* workspace;  // width * mixconv_channel_floats, aligned to 64 bytes
 };
 
 // Sums over the images of a task are set, not added to; nullptr: not wanted.
@@ -37,7 +39,7 @@ struct MixconvForwardTask {
   const MixconvGeometry* geometry;
   MixconvBlock block;
   MixconvTensor y;
-  float* stats;  // [2][16]
+  float* stats;  // [2][kMixconvBlock]
 };
 
 struct MixconvBackwardTask {
@@ -46,11 +48,11 @@ struct MixconvBackwardTask {
   MixconvTensor grad, y, x_grad;
   const float* stats_grad;  // [2, C], the first row at the tensors' channel 0
   std::int64_t stats_row;   // C
-  float* weight_grad;       // [kernel * kernel][16]
-  float* norm_grad;         // [2][16]
+  float* weight_grad;       // [kernel * kernel][width]
+  float* norm_grad;         // [2][kMixconvBlock]
 };
 
-// Padded rows of x and of grad in the workspace, in pixels of kMixconvBlock floats.
+// Padded rows of x and of grad in the workspace, in pixels of a block's width.
 GREEDYNAS_VEC_INLINE std::int64_t mixconv_input_columns(const MixconvGeometry& geometry, int kernel) {
   return (geometry.out_width + kMixconvOverrun - 1) * geometry.stride + kernel + 2;
 }
@@ -61,10 +63,10 @@ GREEDYNAS_VEC_INLINE std::int64_t mixconv_result_columns(const MixconvGeometry& 
   return geometry.width + 2 * kMixconvOverrun;
 }
 
-// Rings of kernel rows of x and of grad, a row of results, and k * k weights.
-GREEDYNAS_VEC_INLINE std::int64_t mixconv_task_floats(const MixconvGeometry& geometry, int kernel) {
+// Floats a channel: rings of kernel rows of x and of grad, a row of results, k * k weights and their gradients.
+GREEDYNAS_VEC_INLINE std::int64_t mixconv_channel_floats(const MixconvGeometry& geometry, int kernel) {
   const std::int64_t columns = mixconv_input_columns(geometry, kernel) + mixconv_grad_columns(geometry, kernel);
-  return (kernel * (columns + kernel) + mixconv_result_columns(geometry)) * kMixconvBlock;
+  return kernel * (columns + 2 * kernel) + mixconv_result_columns(geometry);
 }
 
 struct MixconvKernel {

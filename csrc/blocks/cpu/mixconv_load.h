@@ -26,15 +26,23 @@ struct MixconvNorm {
   const float* shift;
 };
 
-// Calls body(vector, lanes): once a vector, whole ones with lanes == V::width as a constant.
+// So many neighbouring vectors of channels.
+template <int kCount>
+struct MixconvVectors {
+  static constexpr int count = kCount;
+};
+
+// Calls body(MixconvVectors, first vector, lanes) for all vectors of a block. Whole ones come together, with lanes ==
+// V::width as a constant: memory is then gone through in its order, which the processor fetches ahead.
 template <class V, class Body>
 GREEDYNAS_VEC_INLINE void for_vectors(int channels, const Body& body) {
   int vector = 0;
-  for (; (vector + 1) * V::width <= channels; ++vector) body(vector, V::width);
-  if (vector * V::width < channels) body(vector, channels - vector * V::width);
+  for (; (vector + 2) * V::width <= channels; vector += 2) body(MixconvVectors<2>(), vector, V::width);
+  for (; (vector + 1) * V::width <= channels; ++vector) body(MixconvVectors<1>(), vector, V::width);
+  if (vector * V::width < channels) body(MixconvVectors<1>(), vector, channels - vector * V::width);
 }
 
-// Pixels of a row, seen through one vector of channels.
+// Pixels of a row, seen through some vectors of channels.
 template <class V, class E>
 struct MixconvReader {
   const E* first;
@@ -48,8 +56,8 @@ struct MixconvReader {
         whole(live == V::width ? row.pixels : row.pixels - row.careful),
         ahead(row.ahead),
         lanes(live) {}
-  GREEDYNAS_VEC_INLINE V at(std::int64_t j) const {
-    const E* const p = first + j * pixel;
+  GREEDYNAS_VEC_INLINE V at(std::int64_t j, int vector) const {
+    const E* const p = first + j * pixel + vector * V::width;
     __builtin_prefetch(p + ahead);
     return __builtin_expect(j < whole, 1) ? load_elements<V>(p) : load_first<V>(p, lanes);
   }
@@ -87,19 +95,40 @@ GREEDYNAS_VEC_INLINE V load_norm(const float* values, int vector, int lanes) {
   return lanes == V::width ? V::load(p) : load_first<V>(p, lanes);
 }
 
+// Scale and shift of some vectors of channels.
+template <class V, int kCount>
+struct MixconvAffine {
+  V scale[kCount], shift[kCount];
+
+  GREEDYNAS_VEC_INLINE MixconvAffine(const float* scales, const float* shifts, int vector, int lanes) {
+    GREEDYNAS_UNROLL
+    for (int n = 0; n < kCount; ++n) {
+      scale[n] = load_norm<V>(scales, vector + n, lanes);
+      shift[n] = load_norm<V>(shifts, vector + n, lanes);
+    }
+  }
+};
+
 // Rows of x, activated.
 template <class V, class E, MixconvActivation kActivation>
 void load_input_row(const void* data, const MixconvRow& row, const MixconvNorm& norm, float* out) {
-  for_vectors<V>(row.channels, [&](int vector, int lanes) __attribute__((always_inline)) {
+  for_vectors<V>(row.channels, [&](auto vectors, int vector, int lanes) __attribute__((always_inline)) {
+    constexpr int kCount = decltype(vectors)::count;
     const MixconvReader<V, E> values(data, row, vector, lanes);
-    V scale = V::set(1.0F), shift = V::set(0.0F);
-    if constexpr (kActivation != MixconvActivation::none) {
-      scale = load_norm<V>(norm.scale, vector, lanes);
-      shift = load_norm<V>(norm.shift, vector, lanes);
-    }
     float* to = out + vector * row.plane;
-    for (std::int64_t j = 0; j < row.pixels; ++j, to += V::width) {
-      activate<V, kActivation>(values.at(j), scale, shift).store(to);
+    if constexpr (kActivation == MixconvActivation::none) {
+      for (std::int64_t j = 0; j < row.pixels; ++j, to += V::width) {
+        GREEDYNAS_UNROLL
+        for (int n = 0; n < kCount; ++n) values.at(j, n).store(to + n * row.plane);
+      }
+    } else {
+      const MixconvAffine<V, kCount> affine(norm.scale, norm.shift, vector, lanes);
+      for (std::int64_t j = 0; j < row.pixels; ++j, to += V::width) {
+        GREEDYNAS_UNROLL
+        for (int n = 0; n < kCount; ++n) {
+          activate<V, kActivation>(values.at(j, n), affine.scale[n], affine.shift[n]).store(to + n * row.plane);
+        }
+      }
     }
   });
 }
@@ -108,18 +137,21 @@ void load_input_row(const void* data, const MixconvRow& row, const MixconvNorm& 
 template <class V, class E>
 void load_grad_row(const void* grad, const void* y, const MixconvRow& row, const MixconvRow& y_row,
                    const float* sum_grad, const float* square_grad, float* out) {
-  for_vectors<V>(row.channels, [&](int vector, int lanes) __attribute__((always_inline)) {
+  if (sum_grad == nullptr) return load_input_row<V, E, MixconvActivation::none>(grad, row, {nullptr, nullptr}, out);
+  for_vectors<V>(row.channels, [&](auto vectors, int vector, int lanes) __attribute__((always_inline)) {
+    constexpr int kCount = decltype(vectors)::count;
     const MixconvReader<V, E> grads(grad, row, vector, lanes);
-    float* to = out + vector * row.plane;
-    if (sum_grad == nullptr) {
-      for (std::int64_t j = 0; j < row.pixels; ++j, to += V::width) grads.at(j).store(to);
-      return;
-    }
     const MixconvReader<V, E> values(y, y_row, vector, lanes);
-    const V sum = load_norm<V>(sum_grad, vector, lanes);
-    const V square = load_norm<V>(square_grad, vector, lanes) * V::set(2.0F);
+    MixconvAffine<V, kCount> through(square_grad, sum_grad, vector, lanes);
+    GREEDYNAS_UNROLL
+    for (int n = 0; n < kCount; ++n) through.scale[n] = through.scale[n] * V::set(2.0F);
+    float* to = out + vector * row.plane;
     for (std::int64_t j = 0; j < row.pixels; ++j, to += V::width) {
-      (grads.at(j) + fma(square, values.at(j), sum)).store(to);
+      GREEDYNAS_UNROLL
+      for (int n = 0; n < kCount; ++n) {
+        const V more = fma(through.scale[n], values.at(j, n), through.shift[n]);
+        (grads.at(j, n) + more).store(to + n * row.plane);
+      }
     }
   });
 }
@@ -145,36 +177,48 @@ struct MixconvSums {
   }
 };
 
+// body(pixel, series) for all pixels, which belong to the two series by turns.
+template <class Body>
+GREEDYNAS_VEC_INLINE void for_pixels(std::int64_t pixels, const Body& body) {
+  std::int64_t j = 0;
+  for (; j + 2 <= pixels; j += 2) {
+    body(j, 0);
+    body(j + 1, 1);
+  }
+  if (j < pixels) body(j, 0);
+}
+
 // Results of a row into y; stats [2][kMixconvBlock], nullptr: not wanted.
 template <class V, class E>
 void store_result_row(const float* results, void* data, const MixconvRow& row, float* stats) {
-  for_vectors<V>(row.channels, [&](int vector, int lanes) __attribute__((always_inline)) {
-    E* to = static_cast<E*>(data) + vector * V::width;
-    const float* from = results + vector * row.plane;
+  for_vectors<V>(row.channels, [&](auto vectors, int vector, int lanes) __attribute__((always_inline)) {
+    constexpr int kCount = decltype(vectors)::count;
+    E* const first = static_cast<E*>(data) + vector * V::width;
+    const float* const from = results + vector * row.plane;
     if (stats == nullptr) {
-      for (std::int64_t j = 0; j < row.pixels; ++j, to += row.pixel, from += V::width) {
-        __builtin_prefetch(to + row.ahead, 1);
-        store_lanes(to, as_stored(V::load(from), to), lanes);
+      for (std::int64_t j = 0; j < row.pixels; ++j) {
+        GREEDYNAS_UNROLL
+        for (int n = 0; n < kCount; ++n) {
+          E* const to = first + j * row.pixel + n * V::width;
+          __builtin_prefetch(to + row.ahead, 1);
+          store_lanes(to, as_stored(V::load(from + n * row.plane + j * V::width), to), lanes);
+        }
       }
       return;
     }
-    MixconvSums<V> sums;
-    const auto store = [&](int series) __attribute__((always_inline)) {
-      __builtin_prefetch(to + row.ahead, 1);
-      const V value = as_stored(V::load(from), to);
-      store_lanes(to, value, lanes);
-      sums.first[series] = sums.first[series] + value;
-      sums.second[series] = fma(value, value, sums.second[series]);
-      to += row.pixel;
-      from += V::width;
-    };
-    std::int64_t j = 0;
-    for (; j + 2 <= row.pixels; j += 2) {
-      store(0);
-      store(1);
-    }
-    if (j < row.pixels) store(0);
-    sums.add_to(stats + vector * V::width);
+    MixconvSums<V> sums[kCount];
+    for_pixels(row.pixels, [&](std::int64_t j, int series) __attribute__((always_inline)) {
+      GREEDYNAS_UNROLL
+      for (int n = 0; n < kCount; ++n) {
+        E* const to = first + j * row.pixel + n * V::width;
+        __builtin_prefetch(to + row.ahead, 1);
+        const V value = as_stored(V::load(from + n * row.plane + j * V::width), to);
+        store_lanes(to, value, lanes);
+        sums[n].first[series] = sums[n].first[series] + value;
+        sums[n].second[series] = fma(value, value, sums[n].second[series]);
+      }
+    });
+    for (int n = 0; n < kCount; ++n) sums[n].add_to(stats + (vector + n) * V::width);
   });
 }
 
@@ -182,36 +226,28 @@ void store_result_row(const float* results, void* data, const MixconvRow& row, f
 template <class V, class E, MixconvActivation kActivation>
 void store_input_grad_row(const float* grads, const void* x, const MixconvRow& x_row, const MixconvNorm& norm,
                           void* data, const MixconvRow& row, float* norm_grad) {
-  for_vectors<V>(row.channels, [&](int vector, int lanes) __attribute__((always_inline)) {
-    E* to = static_cast<E*>(data) + vector * V::width;
-    const float* from = grads + vector * row.plane;
-    if constexpr (kActivation == MixconvActivation::none) {
-      for (std::int64_t j = 0; j < row.pixels; ++j, to += row.pixel, from += V::width) {
+  if constexpr (kActivation == MixconvActivation::none) return store_result_row<V, E>(grads, data, row, nullptr);
+  for_vectors<V>(row.channels, [&](auto vectors, int vector, int lanes) __attribute__((always_inline)) {
+    constexpr int kCount = decltype(vectors)::count;
+    E* const first = static_cast<E*>(data) + vector * V::width;
+    const float* const from = grads + vector * row.plane;
+    const MixconvReader<V, E> values(x, x_row, vector, lanes);
+    const MixconvAffine<V, kCount> affine(norm.scale, norm.shift, vector, lanes);
+    MixconvSums<V> sums[kCount];
+    for_pixels(row.pixels, [&](std::int64_t j, int series) __attribute__((always_inline)) {
+      GREEDYNAS_UNROLL
+      for (int n = 0; n < kCount; ++n) {
+        E* const to = first + j * row.pixel + n * V::width;
         __builtin_prefetch(to + row.ahead, 1);
-        store_lanes(to, as_stored(V::load(from), to), lanes);
+        const V value = values.at(j, n);
+        const V slope = activation_slope<V, kActivation>(fma(value, affine.scale[n], affine.shift[n]));
+        const V grad = V::load(from + n * row.plane + j * V::width) * slope;
+        sums[n].first[series] = fma(grad, value, sums[n].first[series]);
+        sums[n].second[series] = sums[n].second[series] + grad;
+        store_lanes(to, as_stored(grad * affine.scale[n], to), lanes);
       }
-    } else {
-      const MixconvReader<V, E> values(x, x_row, vector, lanes);
-      const V scale = load_norm<V>(norm.scale, vector, lanes), shift = load_norm<V>(norm.shift, vector, lanes);
-      MixconvSums<V> sums;
-      std::int64_t j = 0;
-      const auto store = [&](int series) __attribute__((always_inline)) {
-        __builtin_prefetch(to + row.ahead, 1);
-        const V value = values.at(j++);
-        const V grad = V::load(from) * activation_slope<V, kActivation>(fma(value, scale, shift));
-        sums.first[series] = fma(grad, value, sums.first[series]);
-        sums.second[series] = sums.second[series] + grad;
-        store_lanes(to, as_stored(grad * scale, to), lanes);
-        to += row.pixel;
-        from += V::width;
-      };
-      while (j + 2 <= row.pixels) {
-        store(0);
-        store(1);
-      }
-      if (j < row.pixels) store(0);
-      sums.add_to(norm_grad + vector * V::width);
-    }
+    });
+    for (int n = 0; n < kCount; ++n) sums[n].add_to(norm_grad + (vector + n) * V::width);
   });
 }
 

@@ -20,9 +20,9 @@ struct Layer {
 };
 
 Layer make_layer(std::int64_t rows, int in, int out, Address x, std::int64_t x_stride, int prologue,
-                 Address scale_shift, Address gates, std::int64_t pixels, Address weight, int threads) {
+                 Address scale_shift, Address gates, std::int64_t pixels, Address weight, int threads, int groups) {
   const float* const scale = at<const float>(scale_shift);
-  return {{rows, in, out, threads},
+  return {{rows, in, out, threads, groups},
           {{at<const void>(x), x_stride},
            static_cast<norm::Prologue>(prologue),
            scale,
@@ -39,7 +39,7 @@ void bind_pointwise(py::module_& m) {
   py::class_<Layer>(m, "Pointwise")
       .def(py::init(&make_layer), py::arg("rows"), py::arg("in_channels"), py::arg("out_channels"), py::arg("x"),
            py::arg("x_stride"), py::arg("prologue"), py::arg("scale_shift"), py::arg("gates"), py::arg("pixels"),
-           py::arg("weight"), py::arg("threads"))
+           py::arg("weight"), py::arg("threads"), py::arg("groups"))
       .def("workspace_floats", [](const Layer& self) { return blocks::workspace_floats(self.layer); })
       .def(
           "forward",

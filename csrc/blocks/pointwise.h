@@ -3,7 +3,8 @@
 // A tensor [N, C, H, W] in channels-last memory is a matrix [rows, channels], see bn_act.h. The convolution reads
 // a = x, or with a prologue a = act(x * scale + shift), times a gate for each image and channel if there are gates; a
 // is never stored. It gives y = a weight^T, and the moments of y on request. Work is done in blocks of rows that stay
-// in the caches; they depend on the shape alone, and so do results. Nothing is checked here.
+// in the caches; they depend on the shape alone, and so do results. With groups, as in torch, each range of channels of
+// y is made of the same range of channels of a. Nothing is checked here.
 #pragma once
 
 #include "blocks/bn_act.h"
@@ -15,6 +16,10 @@ struct Pointwise {
   std::int64_t rows;
   int in, out;  // channels, at least 1
   int threads;
+  int groups = 1;  // a divisor of both
+
+  int group_in() const { return in / groups; }
+  int group_out() const { return out / groups; }
 };
 
 // What the convolution reads.
@@ -37,13 +42,13 @@ struct PointwiseGrad {
 struct PointwiseGradients {
   float* x;              // [rows, in] without gaps
   float *scale, *shift;  // [in], with a prologue and no gates
-  float* weight;         // [out, in]
+  float* weight;         // [out, group_in]
 };
 
 // Floats of `workspace`, for both.
 std::int64_t workspace_floats(const Pointwise& layer);
 
-// y: [rows, out] without gaps; mean and biased variance [out] of y, or nullptr. weight: [out, in].
+// y: [rows, out] without gaps; mean and biased variance [out] of y, or nullptr. weight: [out, group_in].
 void pointwise(const Pointwise& layer, const PointwiseInput& input, const float* weight, float* workspace, float* y,
                float* mean, float* variance);
 

@@ -95,14 +95,16 @@ def _pointwise_and_norms(block: Any) -> tuple[list[Any], list[Any]]:
 
 
 def _pointwise_weight(conv: nn.Module) -> Tensor:
-    """The weight [C_out, C_in, 1, 1] of a convolution that `_runs_pointwise` accepts.
+    """The weight [C_out, C_in / G, 1, 1] of a convolution that `_runs_pointwise` accepts, G groups being one operation.
 
-    The groups of a mixed one become blocks of a matrix with zeros elsewhere. The products with zeros cost less than to
-    split, to convolve each group by itself and to join what comes out, and the block stays one operation.
+    Groups of unequal size become blocks of a matrix with zeros elsewhere. The products with zeros cost less than to
+    split, to convolve each group by itself and to join what comes out.
     """
     if isinstance(conv, MixedConv2d):
-        parts = cast("list[nn.Conv2d]", list(conv.children()))
-        matrix: Tensor = torch.block_diag(*(part.weight.flatten(1) for part in parts))  # type: ignore[no-untyped-call]
+        weights = [cast("nn.Conv2d", part).weight for part in conv.children()]
+        if len({weight.shape for weight in weights}) == 1:
+            return torch.cat(weights)
+        matrix: Tensor = torch.block_diag(*(weight.flatten(1) for weight in weights))  # type: ignore[no-untyped-call]
         return matrix[:, :, None, None]
     return cast("Tensor", conv.weight)
 

@@ -24,9 +24,9 @@ def run_inverted_residual(
 
     Args:
         x: [N, C_in, H, W].
-        expand: weight [E, C_in, 1, 1] of the 1x1 convolution, and norm, or None.
+        expand: weight [E, C_in / G, 1, 1] of the 1x1 convolution, and norm, or None.
         depthwise: convolutions, one a group of channels, and norm.
-        project: weight [C_out, E, 1, 1] of the 1x1 convolution, and norm.
+        project: weight [C_out, E / G, 1, 1] of the 1x1 convolution, and norm.
         gate: squeeze-and-excitation before the projection.
         activation: after the first two norms; one that `activation_name` knows.
         residual: add x to the result.

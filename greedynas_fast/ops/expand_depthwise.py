@@ -37,8 +37,10 @@ def worthwhile(x: Tensor, weight: Tensor) -> bool:
     """Whether this is faster than one convolution after the other.
 
     The expanded tensor must be too large for the caches (measured: it gains from 8 MiB), and the covariance small work
-    beside the convolution.
+    beside the convolution, which has no groups.
     """
+    if weight.shape[1] != x.shape[1]:
+        return False
     rows = x.numel() // max(x.shape[1], 1)
     large = rows * weight.shape[0] * x.element_size() >= _LARGE_BYTES
     return x.dtype is torch.float32 and large and rows >= _ROWS_A_CHANNEL * x.shape[1]

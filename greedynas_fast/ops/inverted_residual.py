@@ -100,6 +100,7 @@ def inverted_residual(
     Args:
         x: [N, C_in, H, W]; best in channels-last memory, other layouts are copied.
         expand: weight [C, C_in, 1, 1] and norm; None: C is C_in and the block begins with the depthwise convolution.
+            A weight [C, C_in / G, 1, 1] is that of a convolution with G groups, here and in `project`.
         depthwise: weights as `greedynas_fast.ops.mixconv` takes them, one [C_g, 1, k, k] a group, and norm.
         project: weight [C_out, C, 1, 1] and norm.
         gate: before the projection.
@@ -309,7 +310,7 @@ def _check(
             f"inverted_residual: depthwise: expected {in_channels} channels as x, which is not expanded, got {channels}"
         )
     for name, weight, norm, shape in parts:
-        if tuple(weight.shape) != shape:
+        if tuple(weight.shape) != shape and not _is_grouped(weight, shape):
             raise InputError(f"inverted_residual: {name}: expected a weight {list(shape)}, got {list(weight.shape)}")
         _check_norm(name, norm, shape[0])
     _check_norm("depthwise", norm2, channels)
@@ -326,6 +327,15 @@ def _check(
         raise InputError(
             f"inverted_residual: x: expected more than one value a channel after stride {stride}, got {list(x.shape)}"
         )
+
+
+def _is_grouped(weight: Tensor, shape: tuple[int, ...]) -> bool:
+    """Whether the weight is that of a convolution with groups, where `shape` is that of one without."""
+    out_channels, in_channels = shape[:2]
+    if weight.ndim != 4 or weight.shape[1] < 1 or in_channels % weight.shape[1] != 0:
+        return False
+    groups = in_channels // weight.shape[1]
+    return out_channels % groups == 0 and tuple(weight.shape) == (out_channels, weight.shape[1], 1, 1)
 
 
 def _check_norm(name: str, norm: Norm, channels: int) -> None:

@@ -20,6 +20,7 @@ from .library import define, fake, implement
 from .rows import rows_of, threads
 from .squeeze_excite import PROLOGUES, make_layer
 
+# weight: [C_out, C_in / groups, 1, 1], groups as torch's convolutions have them; its shape says how many there are.
 # What is read is a = act(x * scale + shift) * gates: with scale_shift [2, C] and the activation `prologue`, else "";
 # gates: [N, C]. Gives y and its moments [2, C_out], empty if they are not wanted.
 _INPUT = "Tensor x, Tensor weight, Tensor? scale_shift, str prologue, Tensor? gates"
@@ -43,7 +44,7 @@ def _forward(
     if x.numel() == 0:
         return y, moments.zero_()
     if x.dtype is not torch.float32:
-        y = _product(_read(x, scale_shift, prologue, gates), _matrix(weight).t())
+        y = _product(_read(x, scale_shift, prologue, gates), _dense(weight, x.shape[1]).t())
         return y, bn.moments_op(y) if want_moments else moments
     x, rows, stride = rows_of(x)
     matrix = _matrix(weight).contiguous()
@@ -117,7 +118,7 @@ def _layer(
     """What the core needs to know; the tensors must outlive it."""
     return _core.Pointwise(
         rows,
-        matrix.shape[1],
+        x.shape[1],
         matrix.shape[0],
         x.data_ptr(),
         stride,
@@ -127,6 +128,7 @@ def _layer(
         x.shape[2] * x.shape[3],
         matrix.data_ptr(),
         threads(),
+        x.shape[1] // matrix.shape[1],
     )
 
 
@@ -173,9 +175,9 @@ def _composed_backward(
     gates: Tensor | None,
     add: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    matrix, rows = _matrix(weight), _rows(grad)
+    matrix, rows = _dense(weight, x.shape[1]), _rows(grad)
     inputs = _rows(_read(x, scale_shift, prologue, gates))
-    grad_weight = (rows.t() @ inputs).view(weight.shape)
+    grad_weight = _blocks(rows.t() @ inputs, weight)
     grad_a = _images(rows @ matrix if add is None else torch.addmm(_rows(add), rows, matrix), x)
     no_scale_shift = x.new_empty(0, dtype=torch.float32)
     if scale_shift is None or gates is not None:
@@ -210,6 +212,23 @@ def _product(x: Tensor, matrix: Tensor) -> Tensor:
 
 def _matrix(weight: Tensor) -> Tensor:
     return weight.reshape(weight.shape[0], weight.shape[1])
+
+
+def _dense(weight: Tensor, in_channels: int) -> Tensor:
+    """The matrix [C_out, C_in] with the groups as blocks and zeros elsewhere."""
+    matrix = _matrix(weight)
+    groups = in_channels // matrix.shape[1]
+    if groups == 1:
+        return matrix
+    dense: Tensor = torch.block_diag(*matrix.chunk(groups))  # type: ignore[no-untyped-call]
+    return dense
+
+
+def _blocks(dense: Tensor, weight: Tensor) -> Tensor:
+    """The inverse of `_dense`."""
+    groups = dense.shape[1] // weight.shape[1]
+    parts = dense.view(groups, weight.shape[0] // groups, groups, weight.shape[1])
+    return parts.diagonal(dim1=0, dim2=2).permute(2, 0, 1).reshape(weight.shape)
 
 
 def _address(value: Tensor | None) -> int:

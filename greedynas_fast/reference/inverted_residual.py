@@ -32,15 +32,19 @@ def inverted_residual(
     moments: list[Tensor] = []
     y = x
     if expand is not None:
-        y = act(_normalised(F.conv2d(y, expand[0]), expand[1], moments))
+        y = act(_normalised(_pointwise(y, expand[0]), expand[1], moments))
     weights, norm = depthwise
     raw = mixconv(y, weights, [weight.shape[-1] for weight in weights], stride)
     assert isinstance(raw, Tensor)
     y = act(_normalised(raw, norm, moments))
     if gate is not None:
         y = squeeze_excite(y, *gate[:4], activation=gate[4], gate=gate[5])
-    y = _normalised(F.conv2d(y, project[0]), project[1], moments)
+    y = _normalised(_pointwise(y, project[0]), project[1], moments)
     return (y + x if residual else y), moments
+
+
+def _pointwise(x: Tensor, weight: Tensor) -> Tensor:
+    return F.conv2d(x, weight, groups=x.shape[1] // weight.shape[1])
 
 
 def _normalised(z: Tensor, norm: NormTensors, moments: list[Tensor]) -> Tensor:

@@ -79,18 +79,19 @@ void test_products(const blocks::GemmKernel& kernel, std::int64_t rows, int dept
 }
 
 // Forward and backward with a prologue and gates, on several threads: results are those of one thread.
-void test_layer(std::int64_t images, std::int64_t pixels, int in, int out, bool gated) {
+void test_layer(std::int64_t images, std::int64_t pixels, int in, int out, bool gated, int groups = 1) {
   const std::int64_t rows = images * pixels;
-  const Floats x = random_floats(rows * in, 1), weight = random_floats(out * in, 2), scale = random_floats(in, 3),
-               shift = random_floats(in, 4), gates = random_floats(images * in, 5), grad = random_floats(rows * out, 6);
+  const Floats x = random_floats(rows * in, 1), weight = random_floats(out * in / groups, 2),
+               scale = random_floats(in, 3), shift = random_floats(in, 4), gates = random_floats(images * in, 5),
+               grad = random_floats(rows * out, 6);
   const blocks::PointwiseInput input{{x.data(), in}, norm::Prologue::affine_relu,    scale.data(),
                                      shift.data(),   gated ? gates.data() : nullptr, pixels};
   Floats results[2];
   for (int threads = 1; threads <= 2; ++threads) {
-    const blocks::Pointwise layer{rows, in, out, threads};
+    const blocks::Pointwise layer{rows, in, out, threads, groups};
     Floats workspace(static_cast<std::size_t>(blocks::workspace_floats(layer)), NAN);
     Floats y(static_cast<std::size_t>(rows * out)), moments(static_cast<std::size_t>(2 * out)),
-        grad_x(static_cast<std::size_t>(rows * in)), grad_weight(static_cast<std::size_t>(out * in)),
+        grad_x(static_cast<std::size_t>(rows * in)), grad_weight(weight.size()),
         grad_affine(static_cast<std::size_t>(2 * in));
     blocks::pointwise(layer, input, weight.data(), workspace.data(), y.data(), moments.data(), moments.data() + out);
     blocks::pointwise_backward(layer, {{grad.data(), out}, {nullptr, 0}, nullptr, {nullptr, nullptr, false}}, input,
@@ -106,12 +107,13 @@ void test_layer(std::int64_t images, std::int64_t pixels, int in, int out, bool 
   for (std::int64_t r = 0; r < rows; ++r) {
     for (int n = 0; n < out; ++n) {
       double sum = 0.0;
-      for (int k = 0; k < in; ++k) {
+      const int width = in / groups, first = n / (out / groups) * width;
+      for (int k = first; k < first + width; ++k) {
         const auto c = static_cast<std::size_t>(k);
         const double z = static_cast<double>(x[static_cast<std::size_t>(r * in + k)]) * static_cast<double>(scale[c]) +
                          static_cast<double>(shift[c]);
         const double gate = gated ? static_cast<double>(gates[static_cast<std::size_t>(r / pixels * in + k)]) : 1.0;
-        sum += std::max(z, 0.0) * gate * static_cast<double>(weight[static_cast<std::size_t>(n * in + k)]);
+        sum += std::max(z, 0.0) * gate * static_cast<double>(weight[static_cast<std::size_t>(n * width + k - first)]);
       }
       close.add(results[0][static_cast<std::size_t>(r * out + n)], sum, std::sqrt(in) + 1.0);
     }
@@ -189,6 +191,8 @@ int main() {
     test_layer(3, 7, 5, 9, gated);
     test_layer(5, 90, 24, 33, gated);  // several blocks and sums of weights, borders of images within blocks
   }
+  test_layer(3, 7, 6, 9, false, 3);
+  test_layer(5, 90, 36, 34, true, 2);
   test_expand(1, 2, 1, 1, 1);
   test_expand(5, 7, 5, 19, 2);
   test_expand(3, 40, 24, 33, 1);  // more than is expanded together

@@ -11,6 +11,7 @@ import timm
 import torch
 import torchvision
 from timm.layers import DropPath
+from timm.models._efficientnet_blocks import InvertedResidual
 from torch import nn
 
 import greedynas_fast as gf
@@ -91,6 +92,24 @@ def test_gradients_are_those_of_the_model(name: str) -> None:
     largest = max(float(value.norm()) for value in results[0])
     for mine, exact in zip(results[1], results[0], strict=True):
         assert float((mine - exact).norm()) < 2e-2 * float(exact.norm()) + 1e-4 * largest
+
+
+@pytest.mark.parametrize("channels", [12, 10])
+def test_mixed_1x1_convolutions(channels: int) -> None:
+    """Three groups: of four channels each, or of four, three and three."""
+    torch.manual_seed(0)
+    block = InvertedResidual(channels, channels, exp_ratio=3.0, exp_kernel_size=[1, 1, 1], pw_kernel_size=[1, 1, 1])
+    fast = copy.deepcopy(block)
+    assert gf.accelerate(fast)[0].endswith("InvertedResidual")
+    results = []
+    for module, x in ((block.double(), torch.randn(2, channels, 6, 5).double()), (fast, None)):
+        x = results[0][0].float() if x is None else x
+        x = x.detach().requires_grad_()
+        y = module(x)
+        gradients = torch.autograd.grad(y.square().sum(), (x, *module.parameters()))
+        results.append([x.detach(), y.detach(), *gradients])
+    for mine, exact in zip(results[1], results[0], strict=True):
+        torch.testing.assert_close(mine.double(), exact, rtol=0, atol=1e-4 * max(1.0, float(exact.abs().max())))
 
 
 def test_copies_pickles_and_the_way_back() -> None:

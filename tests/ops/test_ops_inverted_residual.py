@@ -107,6 +107,20 @@ def test_odd_numbers_of_channels(channels: tuple[int, int, int]) -> None:
     check(make(channels, (5,), (40, 5, 3)))
 
 
+def test_groups() -> None:
+    """Of the two 1x1 convolutions: as many as the widths of their weights say."""
+    t = make((12, 48, 12), (3, 5), (3, 40, 41), gated=True)
+    grouped = {**t, "pw": t["pw"][:, :6].clone(), "pwl": t["pwl"][:, :16].clone()}
+    check(grouped, residual=True)
+    with torch.no_grad():
+        y, moments = call(inverted_residual, grouped)
+        want, of_want = call(reference, grouped)
+    for found, wanted in ((y, want), *zip(moments, of_want, strict=True)):
+        torch.testing.assert_close(found, wanted, rtol=0, atol=1e-4)
+    with pytest.raises(InputError, match="expand"):
+        call(inverted_residual, {**t, "pw": t["pw"][:, :5]})
+
+
 @pytest.mark.parametrize("gated", [False, True])
 def test_bf16(gated: bool) -> None:
     check(make(size=(8, 9, 9), gated=gated, dtype=torch.bfloat16), torch.bfloat16, residual=True)

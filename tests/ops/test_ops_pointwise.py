@@ -26,13 +26,23 @@ SHAPES = (
     ((5, 9, 9), 8, 70),
     ((2, 30, 31), 48, 7),
 )
+# The same with groups.
+GROUPED = (
+    (((3, 5, 2), 6, 4), 2),
+    (((1, 1, 7), 15, 33), 3),
+    (((2, 13, 11), 48, 40), 2),
+    (((3, 20, 9), 600, 32), 2),
+    (((5, 9, 9), 8, 72), 8),
+)
 
 
 def channels_last(x: Tensor) -> Tensor:
     return x.contiguous(memory_format=torch.channels_last)
 
 
-def make(shape: tuple[tuple[int, int, int], int, int], dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
+def make(
+    shape: tuple[tuple[int, int, int], int, int], dtype: torch.dtype = torch.float32, groups: int = 1
+) -> dict[str, Tensor]:
     (n, height, width), inner, outer = shape
     generator = torch.Generator().manual_seed(inner)
 
@@ -41,7 +51,7 @@ def make(shape: tuple[tuple[int, int, int], int, int], dtype: torch.dtype = torc
 
     return {
         "x": channels_last(randn(n, inner, height, width).to(dtype)),
-        "weight": (randn(outer, inner, 1, 1) / inner**0.5).to(dtype),
+        "weight": (randn(outer, inner // groups, 1, 1) / (inner // groups) ** 0.5).to(dtype),
         "scale_shift": randn(2, inner),
         "gates": randn(n, inner).sigmoid(),
         "norm_weight": randn(outer),
@@ -72,7 +82,7 @@ def check(given: dict[str, Tensor], prologue: str, gated: bool, norm: str, added
     y, moments = forward_op(given["x"], given["weight"], scale_shift, prologue, gates, True)
     exact = {name: value.double().requires_grad_() for name, value in given.items()}
     a = read(exact["x"], exact["scale_shift"] if prologue else None, prologue, exact["gates"] if gated else None)
-    wanted = torch.nn.functional.conv2d(a, exact["weight"])
+    wanted = torch.nn.functional.conv2d(a, exact["weight"], groups=a.shape[1] // exact["weight"].shape[1])
     same(y, wanted.detach(), dtype, "y")
     variance, mean = torch.var_mean(wanted.detach(), (0, 2, 3), correction=0)
     same(moments, torch.stack((mean, variance)), dtype, "moments")
@@ -118,9 +128,18 @@ def test_matches_autograd(shape: tuple[tuple[int, int, int], int, int]) -> None:
         check(given, prologue, gated, norm, added=(not prologue or gated) and norm != "none")
 
 
+@pytest.mark.usefixtures("level")
+@pytest.mark.parametrize(("shape", "groups"), GROUPED, ids=str)
+def test_groups(shape: tuple[tuple[int, int, int], int, int], groups: int) -> None:
+    given = make(shape, groups=groups)
+    for prologue, gated, norm in itertools.product(("", "silu"), (False, True), ("none", "batch")):
+        check(given, prologue, gated, norm, added=(not prologue or gated) and norm != "none")
+
+
+@pytest.mark.parametrize("groups", [1, 4])
 @pytest.mark.parametrize("norm", ["none", "batch", "constant", "scaled"])
-def test_bf16(norm: str) -> None:
-    given = make(((2, 8, 8), 24, 16), torch.bfloat16)
+def test_bf16(norm: str, groups: int) -> None:
+    given = make(((2, 8, 8), 24, 16), torch.bfloat16, groups)
     for prologue, gated in itertools.product(("", "hard_swish"), (False, True)):
         check(given, prologue, gated, norm, added=not prologue)
 
@@ -134,8 +153,9 @@ def test_moments_far_from_zero() -> None:
     torch.testing.assert_close(moments.double(), torch.stack((mean, variance)), rtol=1e-5, atol=0)
 
 
-def test_threads_do_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
-    given = make(((8, 20, 20), 40, 24))
+@pytest.mark.parametrize("groups", [1, 2])
+def test_threads_do_not_matter(groups: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    given = make(((8, 20, 20), 40, 24), groups=groups)
     results = []
     before = torch.get_num_threads()
     try:
@@ -195,12 +215,13 @@ def test_operators(gated: bool) -> None:
     torch.library.opcheck(gradient, (given["scale_shift"].abs(), given["gates"][0], given["scale_shift"], EPS, 24))
 
 
-def test_floating_point_operations() -> None:
-    given = make(((2, 3, 4), 8, 5))
+@pytest.mark.parametrize("groups", [1, 2])
+def test_floating_point_operations(groups: int) -> None:
+    given = make(((2, 3, 4), 8, 6), groups=groups)
     inputs = (given["x"], given["weight"], None, "", None)
     with FlopCounterMode(display=False) as counter:
         forward_op(*inputs, False)
-    assert counter.get_total_flops() == 2 * 2 * 12 * 8 * 5
+    assert counter.get_total_flops() == 2 * 2 * 12 * 8 * 6 // groups
     with FlopCounterMode(display=False) as counter:
         backward_op(given["grad"], None, None, None, 0.0, None, False, *inputs, None)
-    assert counter.get_total_flops() == 2 * 2 * 2 * 12 * 8 * 5
+    assert counter.get_total_flops() == 2 * 2 * 2 * 12 * 8 * 6 // groups

@@ -16,6 +16,9 @@ struct GemmRows {
   GREEDYNAS_VEC_INLINE GemmRows from(std::int64_t row) const {
     return {data == nullptr ? nullptr : data + row * stride, stride};
   }
+  GREEDYNAS_VEC_INLINE GemmRows after(std::int64_t columns) const {
+    return {data == nullptr ? nullptr : data + columns, stride};
+  }
 };
 
 struct GemmKernel {

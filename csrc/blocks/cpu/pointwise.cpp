@@ -27,19 +27,24 @@ std::int64_t block_count(const Pointwise& layer) {
 // Ranges of blocks that have a gradient of the weight of their own in the backward pass.
 std::int64_t part_count(const Pointwise& layer) { return std::clamp<std::int64_t>(layer.rows / 192, 1, 8); }
 
+std::int64_t weight_floats(const Pointwise& layer) { return static_cast<std::int64_t>(layer.group_in()) * layer.out; }
+
 struct Workspace {
   float *packed, *ones, *zeros, *weights, *coefficients, *accumulators;
-  std::int64_t width;  // of an accumulator; each block has three
+  std::int64_t packed_group;  // floats of a group's packed matrix
+  std::int64_t width;         // of an accumulator; each block has three
   std::int64_t floats;
 
   Workspace(const Pointwise& layer, float* workspace) {
     Pieces pieces(workspace);
     const std::int64_t widest = std::max(layer.in, layer.out);
     width = padded(widest);
-    packed = pieces.take(std::max(gemm_packed_floats(layer.in, layer.out), gemm_packed_floats(layer.out, layer.in)));
+    packed_group = std::max(gemm_packed_floats(layer.group_in(), layer.group_out()),
+                            gemm_packed_floats(layer.group_out(), layer.group_in()));
+    packed = pieces.take(layer.groups * packed_group);
     ones = pieces.take(widest);
     zeros = pieces.take(widest);
-    weights = pieces.take((part_count(layer) - 1) * layer.in * layer.out);
+    weights = pieces.take((part_count(layer) - 1) * weight_floats(layer));
     coefficients = pieces.take(norm::kCoefficients * padded(layer.out));
     accumulators = pieces.take(3 * block_count(layer) * width);
     floats = pieces.taken();
@@ -69,16 +74,27 @@ class Call {
   const Workspace& space() const { return space_; }
 
   void pack(const float* weight, bool transposed) const {
-    const int depth = transposed ? layer_.out : layer_.in;
-    const int columns = transposed ? layer_.in : layer_.out;
-    gemm_.pack(weight, transposed ? layer_.in : 1, transposed ? 1 : layer_.in, depth, columns, space_.packed);
+    const int in = layer_.group_in(), out = layer_.group_out();
+    for (int g = 0; g < layer_.groups; ++g) {
+      const float* const from = weight + static_cast<std::int64_t>(g) * out * in;
+      float* const to = space_.packed + g * space_.packed_group;
+      transposed ? gemm_.pack(from, in, 1, out, in, to) : gemm_.pack(from, 1, in, in, out, to);
+    }
+  }
+
+  // c [rows, groups * columns] = init + a [rows, groups * depth] times the groups' packed matrices [depth, columns].
+  void multiply(GemmRows a, std::int64_t rows, int depth, int columns, GemmRows init, float* c) const {
+    for (int g = 0; g < layer_.groups; ++g) {
+      gemm_.multiply(a.after(g * depth), rows, depth, space_.packed + g * space_.packed_group, columns,
+                     init.after(g * columns), c + g * columns, layer_.groups * columns);
+    }
   }
 
   // a of some rows; `beyond`: as memory that may be read a little beyond its end.
   GemmRows read(std::int64_t row, std::int64_t rows, bool beyond) const {
     const bool plain = input_.prologue == Prologue::none && input_.gates == nullptr;
     const Input x = from_row(input_.x, row, Storage::float32);
-    if (plain && !(beyond && layer_.in % kBeyond != 0)) return {static_cast<const float*>(x.data), x.stride};
+    if (plain && !(beyond && layer_.group_in() % kBeyond != 0)) return {static_cast<const float*>(x.data), x.stride};
     float* const a = scratch(0, kMaxBlockRows * layer_.in + kBeyond);
     const std::int64_t pixels = input_.gates == nullptr ? layer_.rows : input_.pixels;
     for (std::int64_t done = 0; done < rows;) {
@@ -94,7 +110,7 @@ class Call {
 
   void forward(std::int64_t block, std::int64_t row, std::int64_t rows, float* y, bool moments) const {
     float* const to = y + row * layer_.out;
-    gemm_.multiply(read(row, rows, false), rows, layer_.in, space_.packed, layer_.out, {nullptr, 0}, to, layer_.out);
+    multiply(read(row, rows, false), rows, layer_.group_in(), layer_.group_out(), {nullptr, 0}, to);
     if (!moments) return;
     const norm::Shape shape{Storage::float32, rows, layer_.out, false};
     float* const first = space_.accumulator(block, 2);  // what the means are relative to
@@ -115,12 +131,17 @@ class Call {
 
   void backward(std::int64_t block, std::int64_t row, std::int64_t rows, GemmRows grad, Input add, float* grad_x,
                 float* grad_weight) const {
-    gemm_.accumulate(grad, read(row, rows, true), rows, layer_.out, layer_.in, grad_weight);
+    const int in = layer_.group_in(), out = layer_.group_out();
+    const GemmRows a = read(row, rows, true);
+    for (int g = 0; g < layer_.groups; ++g) {
+      float* const sums = grad_weight + static_cast<std::int64_t>(g) * out * in;
+      gemm_.accumulate(grad.after(g * out), a.after(g * in), rows, out, in, sums);
+    }
     float* const to = grad_x + row * layer_.in;
     const bool through_prologue = input_.prologue != Prologue::none && input_.gates == nullptr;
     float* const grad_a = through_prologue ? scratch(2, kMaxBlockRows * layer_.in) : to;
     const GemmRows init = GemmRows{static_cast<const float*>(add.data), add.stride}.from(row);
-    gemm_.multiply(grad, rows, layer_.out, space_.packed, layer_.in, init, grad_a, layer_.in);
+    multiply(grad, rows, out, in, init, grad_a);
     if (!through_prologue) return;
     const norm::SqueezeExcite part = squeeze_layer(input_, layer_.in, rows);
     squeeze_.squeeze_backward(part, part.image, {grad_a, layer_.in}, from_row(input_.x, row, Storage::float32),
@@ -193,7 +214,7 @@ void pointwise_backward(const Pointwise& layer, const PointwiseGrad& grad, const
   }
   const std::int64_t parts = part_count(layer);
   const std::int64_t blocks = block_count(layer);
-  const std::int64_t size = static_cast<std::int64_t>(layer.in) * layer.out;
+  const std::int64_t size = weight_floats(layer);
   const auto weight_of = [&](std::int64_t part) {
     return part == 0 ? gradients.weight : space.weights + (part - 1) * size;
   };

@@ -42,7 +42,11 @@ void test_products(const blocks::GemmKernel& kernel, std::int64_t rows, int dept
   Floats packed(static_cast<std::size_t>(blocks::gemm_packed_floats(depth, columns)), NAN);
   kernel.pack(b.data(), columns, 1, depth, columns, packed.data());
   Floats c(init.size(), 7.0F);
-  kernel.multiply({a.data(), stride}, rows, depth, packed.data(), columns, {init.data(), c_stride}, c.data(), c_stride);
+  blocks::GemmAhead ahead;
+  ahead.add(b.data(), 200);
+  ahead.add(init.data(), static_cast<std::int64_t>(init.size() * sizeof(float)));
+  kernel.multiply({a.data(), stride}, rows, depth, packed.data(), columns, {init.data(), c_stride}, c.data(), c_stride,
+                  ahead);
   Close products;
   for (std::int64_t r = 0; r < rows; ++r) {
     for (std::int64_t n = 0; n < c_stride; ++n) {
@@ -63,7 +67,7 @@ void test_products(const blocks::GemmKernel& kernel, std::int64_t rows, int dept
 
   // The sum over rows of a outer x, where x may be read a little beyond its end.
   Floats x = random_floats(rows * columns + 15, 4), sums(static_cast<std::size_t>(depth * columns), 0.5F);
-  kernel.accumulate({a.data(), stride}, {x.data(), columns}, rows, depth, columns, sums.data());
+  kernel.accumulate({a.data(), stride}, {x.data(), columns}, rows, depth, columns, sums.data(), ahead);
   Close outer;
   for (int k = 0; k < depth; ++k) {
     for (int n = 0; n < columns; ++n) {

@@ -52,7 +52,9 @@ void add_covariance(const Pointwise& layer, Input x, const MomentsSpace& space, 
     const norm::SqueezeExcite part{
         {Storage::float32, rows, layer.in, false}, 1, norm::Prologue::affine, space.ones, space.minus_mean, 1};
     centre.excite(part, part.image, from_row(x, row, Storage::float32), space.ones, centred);
-    gemm.accumulate({centred, layer.in}, {centred, layer.in}, rows, layer.in, layer.in, sums);
+    GemmAhead ahead;
+    add_rows(x, row + rows, std::min(block, end - row - rows), layer.in, ahead);
+    gemm.accumulate({centred, layer.in}, {centred, layer.in}, rows, layer.in, layer.in, sums, ahead);
   }
 }
 
@@ -85,8 +87,9 @@ void expanded_moments(const Pointwise& layer, Input x, const float* weight, floa
   }
   const GemmKernel& gemm = gemm_kernel_for(cpu::selected());
   gemm.pack(space.sums, layer.in, 1, layer.in, layer.in, space.packed);
-  gemm.multiply({weight, layer.in}, layer.out, layer.in, space.packed, layer.in, {nullptr, 0}, space.products,
-                layer.in);
+  GemmAhead nothing;
+  gemm.multiply({weight, layer.in}, layer.out, layer.in, space.packed, layer.in, {nullptr, 0}, space.products, layer.in,
+                nothing);
   for (int n = 0; n < layer.out; ++n) {
     const std::int64_t first = static_cast<std::int64_t>(n) * layer.in;
     double total = 0.0;
@@ -136,8 +139,9 @@ const float* expanded(const ExpandDepthwise& layer, const float* packed, std::in
   const std::int64_t block = block_rows(expand.in, expand.out);
   for (std::int64_t row = 0; row < rows; row += block) {
     const Input x = from_row(layer.x, first + row, Storage::float32);
+    GemmAhead ahead;
     gemm.multiply({static_cast<const float*>(x.data), x.stride}, std::min(block, rows - row), expand.in, packed,
-                  expand.out, {nullptr, 0}, z + row * expand.out, expand.out);
+                  expand.out, {nullptr, 0}, z + row * expand.out, expand.out, ahead);
   }
   return z;
 }

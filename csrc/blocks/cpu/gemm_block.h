@@ -43,6 +43,7 @@ struct GemmTile {
   float* c;
   std::int64_t c_stride;
   int lanes;
+  GemmAhead* ahead;
 };
 
 template <class V, int kRows, int kVectors, bool kWhole>
@@ -63,7 +64,7 @@ GREEDYNAS_VEC_INLINE void gemm_tile(const GemmTile& t) {
   }
   const float* a = t.a;
   const float* b = t.b;
-  for (std::int64_t k = 0; k < t.steps; ++k, a += t.a_step, b += t.b_step) {
+  const auto step = [&]() __attribute__((always_inline)) {
     V columns[kVectors];
     GREEDYNAS_UNROLL
     for (int n = 0; n < kVectors; ++n) columns[n] = V::load_to_register(b + n * V::width);
@@ -73,7 +74,18 @@ GREEDYNAS_VEC_INLINE void gemm_tile(const GemmTile& t) {
       GREEDYNAS_UNROLL
       for (int n = 0; n < kVectors; ++n) sums[m][n] = fma(value, columns[n], sums[m][n]);
     }
+    a += t.a_step;
+    b += t.b_step;
+  };
+  GemmAhead::Range& range = t.ahead->range();
+  const std::int64_t lines = range.lines < t.steps ? range.lines : t.steps;
+  for (std::int64_t k = 0; k < lines; ++k) {
+    __builtin_prefetch(range.next + 64 * k, 0, 2);
+    step();
   }
+  for (std::int64_t k = lines; k < t.steps; ++k) step();
+  range.next += 64 * lines;
+  range.lines -= lines;
   GREEDYNAS_UNROLL
   for (int m = 0; m < kRows; ++m) {
     float* const to = t.c + m * t.c_stride;
@@ -141,22 +153,23 @@ void gemm_pack(const float* b, std::int64_t row_stride, std::int64_t column_stri
 
 template <class V>
 void gemm_multiply(GemmRows a, std::int64_t rows, int depth, const float* packed, int columns, GemmRows init, float* c,
-                   std::int64_t c_stride) {
+                   std::int64_t c_stride, GemmAhead& ahead) {
   for (int k = 0; k < depth; k += gemm_depth<V>()) {
     const int steps = depth - k < gemm_depth<V>() ? depth - k : gemm_depth<V>();
     const GemmRows summand = k == 0 ? init : GemmRows{c, c_stride};
     gemm_for_panels<V>(columns, [&](int first, int width, int lanes, auto panel) {
       const float* const from = summand.data == nullptr ? nullptr : summand.data + first;
       const float* const b = packed + static_cast<std::int64_t>(depth) * first + k * width;
-      panel({a.data + k, a.stride, 1, b, width, steps, {from, summand.stride}, c + first, c_stride, lanes}, rows);
+      panel({a.data + k, a.stride, 1, b, width, steps, {from, summand.stride}, c + first, c_stride, lanes, &ahead},
+            rows);
     });
   }
 }
 
 template <class V>
-void gemm_accumulate(GemmRows g, GemmRows x, std::int64_t rows, int out, int in, float* c) {
+void gemm_accumulate(GemmRows g, GemmRows x, std::int64_t rows, int out, int in, float* c, GemmAhead& ahead) {
   gemm_for_panels<V>(in, [&](int first, int, int lanes, auto panel) {
-    panel({g.data, 1, g.stride, x.data + first, x.stride, rows, {c + first, in}, c + first, in, lanes}, out);
+    panel({g.data, 1, g.stride, x.data + first, x.stride, rows, {c + first, in}, c + first, in, lanes, &ahead}, out);
   });
 }
 

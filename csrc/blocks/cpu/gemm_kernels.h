@@ -21,6 +21,27 @@ struct GemmRows {
   }
 };
 
+// Memory that is needed after a product: products bring it into the L2 cache while they multiply, a line a step, range
+// after range.
+struct GemmAhead {
+  static constexpr int kRanges = 4;
+  struct Range {
+    const char* next;
+    std::int64_t lines;
+  };
+  Range ranges[kRanges] = {};
+  int count = 0, current = 0;
+
+  void add(const void* data, std::int64_t bytes) {
+    ranges[count++] = {static_cast<const char*>(data), (bytes + 63) / 64};
+  }
+  // What a tile goes on with.
+  GREEDYNAS_VEC_INLINE Range& range() {
+    if (ranges[current].lines == 0 && current + 1 < count) ++current;
+    return ranges[current];
+  }
+};
+
 struct GemmKernel {
   const char* name;  // of the level
 
@@ -31,11 +52,11 @@ struct GemmKernel {
 
   // c [rows, columns] = init + a [rows, depth] times the packed matrix; without init.data: no summand.
   void (*multiply)(GemmRows a, std::int64_t rows, int depth, const float* packed, int columns, GemmRows init, float* c,
-                   std::int64_t c_stride);
+                   std::int64_t c_stride, GemmAhead& ahead);
 
   // c [out, in] += the sum over rows of g [rows, out] times x [rows, in]; c has no gaps. Up to 15 floats beyond the end
   // of a row of x are read, but have no part in the result.
-  void (*accumulate)(GemmRows g, GemmRows x, std::int64_t rows, int out, int in, float* c);
+  void (*accumulate)(GemmRows g, GemmRows x, std::int64_t rows, int out, int in, float* c, GemmAhead& ahead);
 };
 
 constexpr std::int64_t gemm_packed_floats(int depth, int columns) {

@@ -17,7 +17,8 @@ using norm::padded;
 using norm::Prologue;
 using norm::Storage;
 
-constexpr int kBeyond = 16;  // floats that products may read beyond the last row
+constexpr int kBeyond = 16;                   // floats that products may read beyond the last row
+constexpr std::int64_t kNearWeights = 65536;  // 256 KB, of an L2 cache
 
 std::int64_t block_count(const Pointwise& layer) {
   const std::int64_t rows = block_rows(layer.in, layer.out);
@@ -83,10 +84,11 @@ class Call {
   }
 
   // c [rows, groups * columns] = init + a [rows, groups * depth] times the groups' packed matrices [depth, columns].
-  void multiply(GemmRows a, std::int64_t rows, int depth, int columns, GemmRows init, float* c) const {
+  void multiply(GemmRows a, std::int64_t rows, int depth, int columns, GemmRows init, float* c,
+                GemmAhead& ahead) const {
     for (int g = 0; g < layer_.groups; ++g) {
       gemm_.multiply(a.after(g * depth), rows, depth, space_.packed + g * space_.packed_group, columns,
-                     init.after(g * columns), c + g * columns, layer_.groups * columns);
+                     init.after(g * columns), c + g * columns, layer_.groups * columns, ahead);
     }
   }
 
@@ -110,7 +112,10 @@ class Call {
 
   void forward(std::int64_t block, std::int64_t row, std::int64_t rows, float* y, bool moments) const {
     float* const to = y + row * layer_.out;
-    multiply(read(row, rows, false), rows, layer_.group_in(), layer_.group_out(), {nullptr, 0}, to);
+    GemmAhead ahead;
+    add_block(input_.x, row + rows, layer_.in, ahead);
+    add_block({y, layer_.out}, row + rows, layer_.out, ahead);
+    multiply(read(row, rows, false), rows, layer_.group_in(), layer_.group_out(), {nullptr, 0}, to, ahead);
     if (!moments) return;
     const norm::Shape shape{Storage::float32, rows, layer_.out, false};
     float* const first = space_.accumulator(block, 2);  // what the means are relative to
@@ -130,18 +135,23 @@ class Call {
   }
 
   void backward(std::int64_t block, std::int64_t row, std::int64_t rows, GemmRows grad, Input add, float* grad_x,
-                float* grad_weight) const {
+                float* grad_weight, const PointwiseGrad& from) const {
     const int in = layer_.group_in(), out = layer_.group_out();
     const GemmRows a = read(row, rows, true);
+    GemmAhead ahead;
+    add_block(from.grad, row + rows, layer_.out, ahead);
+    add_block(from.y, row + rows, layer_.out, ahead);
+    add_block(input_.x, row + rows, layer_.in, ahead);
+    add_block({grad_x, layer_.in}, row + rows, layer_.in, ahead);
     for (int g = 0; g < layer_.groups; ++g) {
       float* const sums = grad_weight + static_cast<std::int64_t>(g) * out * in;
-      gemm_.accumulate(grad.after(g * out), a.after(g * in), rows, out, in, sums);
+      gemm_.accumulate(grad.after(g * out), a.after(g * in), rows, out, in, sums, ahead);
     }
     float* const to = grad_x + row * layer_.in;
     const bool through_prologue = input_.prologue != Prologue::none && input_.gates == nullptr;
     float* const grad_a = through_prologue ? scratch(2, kMaxBlockRows * layer_.in) : to;
     const GemmRows init = GemmRows{static_cast<const float*>(add.data), add.stride}.from(row);
-    multiply(grad, rows, out, in, init, grad_a);
+    multiply(grad, rows, out, in, init, grad_a, ahead);
     if (!through_prologue) return;
     const norm::SqueezeExcite part = squeeze_layer(input_, layer_.in, rows);
     squeeze_.squeeze_backward(part, part.image, {grad_a, layer_.in}, from_row(input_.x, row, Storage::float32),
@@ -159,6 +169,13 @@ class Call {
   }
 
  private:
+  // The block from this row on. Not beside large weights: they would be driven out of the cache, and their products
+  // take so long that memory matters little.
+  void add_block(Input x, std::int64_t row, int channels, GemmAhead& ahead) const {
+    if (weight_floats(layer_) > kNearWeights) return;
+    add_rows(x, row, std::min(block_rows(layer_.in, layer_.out), layer_.rows - row), channels, ahead);
+  }
+
   const Pointwise& layer_;
   const PointwiseInput& input_;
   Workspace space_;
@@ -225,7 +242,7 @@ void pointwise_backward(const Pointwise& layer, const PointwiseGrad& grad, const
       call.for_blocks(blocks * part / parts, blocks * (part + 1) / parts,
                       [&](std::int64_t block, std::int64_t row, std::int64_t rows) {
                         call.backward(block, row, rows, call.read(grad, coefficients, row, rows), add, gradients.x,
-                                      sums);
+                                      sums, grad);
                       });
     }
   });

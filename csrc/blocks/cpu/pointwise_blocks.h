@@ -5,6 +5,9 @@
 #include <cstdint>
 #include <vector>
 
+#include "blocks/cpu/bn_act_chunks.h"
+#include "blocks/cpu/gemm_kernels.h"
+
 namespace greedynas::blocks {
 
 constexpr std::int64_t kBlockFloats = 32768;  // of the wider side: 128 KB, of an L2 cache
@@ -22,6 +25,12 @@ inline float* scratch(int which, std::int64_t floats) {
   auto& mine = memory[which];
   if (mine.size() < static_cast<std::size_t>(floats)) mine.resize(static_cast<std::size_t>(floats));
   return mine.data();
+}
+
+// Some rows of a tensor that come next, if there are any and they have no gaps.
+inline void add_rows(norm::Input x, std::int64_t row, std::int64_t rows, int channels, GemmAhead& ahead) {
+  if (x.data == nullptr || rows <= 0 || x.stride != channels) return;
+  ahead.add(norm::from_row(x, row, norm::Storage::float32).data, rows * channels * 4);
 }
 
 // Carves a workspace; each piece begins on a cache line if the workspace does.

@@ -16,7 +16,8 @@ CPU_LEVELS = {
     "portable": frozenset[str](),
     "avx2": frozenset({"avx2", "fma"}),
     "avx512": frozenset({"avx512f", "avx512bw", "avx512dq", "avx512vl"}),
-    "amx": frozenset({"avx512f", "avx512bw", "avx512dq", "avx512vl", "amx_tile", "amx_bf16"}),
+    "avx512_bf16": frozenset({"avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512_bf16"}),
+    "amx": frozenset({"avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512_bf16", "amx_tile", "amx_bf16"}),
 }
 
 # distribution: (what it is for, how it is installed)

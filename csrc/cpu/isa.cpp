@@ -32,11 +32,13 @@ bool has_avx512() {
          __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
 }
 
+bool has_avx512_bf16() { return has_avx512() && __builtin_cpu_supports("avx512bf16"); }
+
 bool find_amx() {
   unsigned a = 7, b = 0, c = 0, d = 0;
   __asm__ volatile("cpuid" : "+a"(a), "=b"(b), "+c"(c), "=d"(d));
   constexpr unsigned kTileAndBf16 = (1U << 24) | (1U << 22);
-  return has_avx512() && (d & kTileAndBf16) == kTileAndBf16 && tiles_permitted();
+  return has_avx512_bf16() && (d & kTileAndBf16) == kTileAndBf16 && tiles_permitted();
 }
 
 bool has_amx() {
@@ -55,6 +57,8 @@ std::string_view name_of(Isa isa) {
       return "avx2";
     case Isa::avx512:
       return "avx512";
+    case Isa::avx512_bf16:
+      return "avx512_bf16";
     case Isa::amx:
       return "amx";
   }
@@ -63,7 +67,7 @@ std::string_view name_of(Isa isa) {
 
 std::vector<Isa> compiled() {
 #ifdef GREEDYNAS_X86
-  return {Isa::portable, Isa::avx2, Isa::avx512, Isa::amx};
+  return {Isa::portable, Isa::avx2, Isa::avx512, Isa::avx512_bf16, Isa::amx};
 #else
   return {Isa::portable};
 #endif
@@ -78,6 +82,8 @@ bool available(Isa isa) {
       return has_avx2();
     case Isa::avx512:
       return has_avx512();
+    case Isa::avx512_bf16:
+      return has_avx512_bf16();
     case Isa::amx:
       return has_amx();
   }

@@ -6,9 +6,10 @@
 
 namespace greedynas::cpu {
 
-// Each level includes those before it. `avx2` means AVX2, FMA and BMI2; `avx512` F, BW, DQ and VL; `amx` AMX-TILE and
-// AMX-BF16 on top, and the operating system's permission to use tiles.
-enum class Isa { portable, avx2, avx512, amx };
+// Each level includes those before it. `avx2` means AVX2, FMA and BMI2; `avx512` F, BW, DQ and VL; `avx512_bf16`
+// products of bf16 pairs on top (Zen 4, Cooper Lake); `amx` AMX-TILE and AMX-BF16, and the operating system's
+// permission to use tiles.
+enum class Isa { portable, avx2, avx512, avx512_bf16, amx };
 
 std::string_view name_of(Isa isa);
 

@@ -7,10 +7,12 @@
 
 namespace greedynas::cpu {
 
-// With kFastDivision, a / b is a times a refined reciprocal estimate: within 2 units in the last place instead of
-// exact, and twice as fast. For the bf16 mode, which promises no equal bits.
-template <bool kFastDivision>
+// With kApproximate, a / b is a times a refined reciprocal estimate: within 2 units in the last place instead of
+// exact, and twice as fast; functions may be approximated too (filter/arithmetic.h). For the bf16 mode, which promises
+// no equal bits.
+template <bool kApproximate>
 struct VecAvx512 {
+  static constexpr bool approximate = kApproximate;
   static constexpr int width = 16;
   static constexpr int rows = 6;  // 24 accumulators of four gates, four weights and a broadcast, of 32 registers
 
@@ -35,7 +37,7 @@ struct VecAvx512 {
   GREEDYNAS_VEC_INLINE friend VecAvx512 operator-(VecAvx512 a, VecAvx512 b) { return {_mm512_sub_ps(a.v, b.v)}; }
   GREEDYNAS_VEC_INLINE friend VecAvx512 operator*(VecAvx512 a, VecAvx512 b) { return {_mm512_mul_ps(a.v, b.v)}; }
   GREEDYNAS_VEC_INLINE friend VecAvx512 operator/(VecAvx512 a, VecAvx512 b) {
-    if constexpr (kFastDivision) {
+    if constexpr (kApproximate) {
       const __m512 estimate = _mm512_rcp14_ps(b.v);
       const __m512 error = _mm512_fnmadd_ps(b.v, estimate, _mm512_set1_ps(1.0F));
       return {_mm512_mul_ps(a.v, _mm512_fmadd_ps(estimate, error, estimate))};

@@ -122,7 +122,7 @@ class FilterEngine:
 
     @property
     def isa(self) -> str:
-        """What the kernels in use were compiled for: portable, avx2, avx512, amx, or a CUDA architecture."""
+        """The CPU level (portable, avx2, avx512, avx512_bf16, amx) or CUDA architecture of the kernels in use."""
         return self._backend.isa
 
     def refresh(self) -> None:

@@ -123,7 +123,11 @@ def test_doctor_without_anything(monkeypatch: pytest.MonkeyPatch) -> None:
         ("avx2", ["portable"]),
         ("fma avx2 sse", ["portable", "avx2"]),
         ("fma avx2 avx512f avx512bw avx512dq avx512vl", ["portable", "avx2", "avx512"]),
-        ("avx2 fma avx512f avx512bw avx512dq avx512vl amx_tile amx_bf16", ["portable", "avx2", "avx512", "amx"]),
+        ("avx2 fma avx512f avx512bw avx512dq avx512vl avx512_bf16", ["portable", "avx2", "avx512", "avx512_bf16"]),
+        (
+            "avx2 fma avx512f avx512bw avx512dq avx512vl avx512_bf16 amx_tile amx_bf16",
+            ["portable", "avx2", "avx512", "avx512_bf16", "amx"],
+        ),
     ],
 )
 def test_cpu_levels(flags: str, levels: list[str]) -> None:

@@ -10,21 +10,25 @@
 #include "filter/model.h"
 
 // One lane with the fused multiply-add of the standard library: the same bits on any machine.
-struct Exact {
+template <bool kApproximate>
+struct ExactLane {
+  static constexpr bool approximate = kApproximate;
   float v;
-  static Exact set(float value) { return {value}; }
-  friend Exact operator+(Exact a, Exact b) { return {a.v + b.v}; }
-  friend Exact operator-(Exact a, Exact b) { return {a.v - b.v}; }
-  friend Exact operator*(Exact a, Exact b) { return {a.v * b.v}; }
-  friend Exact operator/(Exact a, Exact b) { return {a.v / b.v}; }
-  friend Exact fma(Exact a, Exact b, Exact c) { return {std::fma(a.v, b.v, c.v)}; }
-  friend Exact min(Exact a, Exact b) { return a.v < b.v ? a : b; }
-  friend Exact max(Exact a, Exact b) { return a.v > b.v ? a : b; }
-  friend Exact times_power_of_two(Exact p, Exact shifted) {
+  static ExactLane set(float value) { return {value}; }
+  friend ExactLane operator+(ExactLane a, ExactLane b) { return {a.v + b.v}; }
+  friend ExactLane operator-(ExactLane a, ExactLane b) { return {a.v - b.v}; }
+  friend ExactLane operator*(ExactLane a, ExactLane b) { return {a.v * b.v}; }
+  friend ExactLane operator/(ExactLane a, ExactLane b) { return {a.v / b.v}; }
+  friend ExactLane fma(ExactLane a, ExactLane b, ExactLane c) { return {std::fma(a.v, b.v, c.v)}; }
+  friend ExactLane min(ExactLane a, ExactLane b) { return a.v < b.v ? a : b; }
+  friend ExactLane max(ExactLane a, ExactLane b) { return a.v > b.v ? a : b; }
+  friend ExactLane times_power_of_two(ExactLane p, ExactLane shifted) {
     using namespace greedynas::filter;
     return {float_of(bits_of(p.v) + (bits_of(shifted.v) << 23))};
   }
 };
+
+using Exact = ExactLane<false>;
 
 struct Network {
   greedynas::filter::Shape shape;

@@ -44,6 +44,7 @@ std::vector<Level> levels() {
                             {&filter::kPortableKernel, Precision::bf16, false, 2e-3F},
                             {&kWideKernel, Precision::float32, kPortableFuses, 2e-6F},
                             {&kWideKernel, Precision::bf16, false, 2e-3F},
+                            {&kWidePairKernel, Precision::bf16, false, 2e-3F},
                             {&kWideTileKernel, Precision::bf16, false, 2e-3F}};
   for (const cpu::Isa isa : cpu::compiled()) {
     if (isa == cpu::Isa::portable) continue;
@@ -93,6 +94,24 @@ void test_kernels_against_reference() {
     compare(Network(std::vector<int>(64, 3), 16, 5), level, 3);
     compare(Network({3, 3, 3}, 16, 6, 30.0F), level, level.same_bits ? 27 : 0);  // saturated gates
   }
+}
+
+// The cells of the bf16 kernels against double precision, where gates are saturated too.
+void test_approximate_cell() {
+  using Lane = ExactLane<true>;
+  const auto sigmoid = [](double x) { return 1.0 / (1.0 + std::exp(-x)); };
+  double worst = 0.0;
+  for (int i = 0; i < 100'000; ++i) {
+    const auto at = [i](int period, double width) { return width * (2.0 * (i % period) / (period - 1) - 1.0); };
+    const double zi = at(991, 20.0), zf = at(997, 20.0), zg = at(1009, 10.0), zo = at(1013, 20.0), cell = at(1019, 4.0);
+    const auto lane = [](double value) { return Lane{static_cast<float>(value)}; };
+    const auto found = filter::lstm_cell(lane(zi), lane(zf), lane(zg), lane(zo), lane(cell));
+    const double next = sigmoid(zf) * cell + sigmoid(zi) * std::tanh(zg);
+    worst = std::max(worst, std::fabs(static_cast<double>(found.cell.v) - next));
+    worst = std::max(worst, std::fabs(static_cast<double>(found.hidden.v) - sigmoid(zo) * std::tanh(next)));
+  }
+  CHECK(worst < 1e-4);  // a state is rounded to bf16, by up to 4e-3
+  CHECK(worst > 1e-6);  // it is the approximation
 }
 
 void test_prefixes_and_threads_change_nothing() {
@@ -231,6 +250,7 @@ void test_bad_input() {
 
 int main() {
   test_kernels_against_reference();
+  test_approximate_cell();
   test_prefixes_and_threads_change_nothing();
   test_rejection_is_the_literal_loop();
   test_rejection_is_interruptible();

@@ -60,7 +60,7 @@ def test_float32_is_that_of_the_module(level: str, num_ops: tuple[int, ...], hid
     batch = random_paths(num_ops, 200)
     expected = exact(net, batch)
     np.testing.assert_allclose(engine.log_prob_weak(batch), expected, rtol=2e-6, atol=1e-5)
-    assert engine.isa == ("avx512" if level == "amx" else level)  # tiles are for bf16
+    assert engine.isa == ("avx512" if level in ("avx512_bf16", "amx") else level)  # pairs and tiles are for bf16
 
 
 def test_bf16_is_within_its_band(level: str) -> None:

@@ -5,7 +5,7 @@ import pytest
 from greedynas_fast import _core
 
 
-@pytest.fixture(params=("portable", "avx2", "avx512", "amx"))
+@pytest.fixture(params=("portable", "avx2", "avx512", "avx512_bf16", "amx"))
 def level(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """The CPU level that the core is held to, one after the other; those that this machine lacks are skipped."""
     name: str = request.param

@@ -30,13 +30,15 @@ extern const Kernel kPortableKernel;
 #ifdef GREEDYNAS_X86
 extern const Kernel kAvx2Kernel;
 extern const Kernel kAvx512Kernel;
-extern const Kernel kAmxKernel;  // bf16 only
+extern const Kernel kAvx512Bf16Kernel;  // bf16 only
+extern const Kernel kAmxKernel;         // bf16 only
 #endif
 
-// The kernel for a level; under amx, float32 takes the one of AVX-512.
+// The kernel for a level; under avx512_bf16 and amx, float32 takes the one of AVX-512.
 inline const Kernel& kernel_for([[maybe_unused]] cpu::Isa isa, [[maybe_unused]] Precision precision) {
 #ifdef GREEDYNAS_X86
   if (isa == cpu::Isa::amx && precision == Precision::bf16) return kAmxKernel;
+  if (isa == cpu::Isa::avx512_bf16 && precision == Precision::bf16) return kAvx512Bf16Kernel;
   if (isa >= cpu::Isa::avx512) return kAvx512Kernel;
   if (isa == cpu::Isa::avx2) return kAvx2Kernel;
 #endif

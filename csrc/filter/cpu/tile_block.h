@@ -14,10 +14,6 @@ inline constexpr int kTileElements = kTileRows * kTileInputs;  // bf16 numbers o
 
 GREEDYNAS_VEC_INLINE int tiles_of(int units) { return (units + kTileInputs - 1) / kTileInputs; }
 
-GREEDYNAS_VEC_INLINE std::uint16_t bf16_bits(float value) {
-  return static_cast<std::uint16_t>(bits_of(round_to_bf16(value)) >> 16);
-}
-
 // W_hh [4H, H] -> [H / 16][tiles of inputs][4 gates][16 pairs of inputs][16 units][2].
 template <class Tiles>
 void pack_recurrent_tiles(Packed& packed, Direction direction, const float* recurrent) {
@@ -51,7 +47,7 @@ struct TileStates {
 
 // 16 hidden states of a path, of units `unit` on.
 template <class V>
-GREEDYNAS_VEC_INLINE void put_states(const TileStates& states, int row, int unit, V hidden) {
+GREEDYNAS_VEC_INLINE void put_tile_states(const TileStates& states, int row, int unit, V hidden) {
   float rounded[V::width];
   round_to_bf16(hidden).store(rounded);
   std::uint16_t* out = states.tile(row, unit / kTileInputs) + row % kTileRows * kTileInputs + unit % kTileInputs;
@@ -113,7 +109,7 @@ void tile_step(const BlockPaths& paths, int step, int rows, const TileStates& in
       if (last != nullptr) {
         state.hidden.store(last + row * units + unit);
       } else {
-        put_states(out, row, unit, state.hidden);
+        put_tile_states(out, row, unit, state.hidden);
       }
     }
   }
@@ -129,16 +125,16 @@ void run_direction_tiles(const BlockPaths& paths, const PrefixStates* prefix, in
   int step = 1;
   // The states to begin with come as floats, in `last`: it is written for good only at the end.
   if (prefix != nullptr && prefix->depth > 0) {
-    step = begin_from_prefix<V>(paths, *prefix, rows, memory, last, Precision::float32);
+    step = begin_from_prefix<V, Singles<V>>(paths, *prefix, rows, memory, last, Precision::float32);
   } else {
-    first_step<V>(paths, rows, memory, last, Precision::float32);
+    first_step<V, Singles<V>>(paths, rows, memory, last, Precision::float32);
   }
   const TileStates states[2] = {{reinterpret_cast<std::uint16_t*>(memory.hidden[0]), units},
                                 {reinterpret_cast<std::uint16_t*>(memory.hidden[1]), units}};
   states[0].clear();
   states[1].clear();
   for (int row = 0; row < rows; ++row) {
-    for (int u = 0; u < units; u += V::width) put_states(states[0], row, u, V::load(last + row * units + u));
+    for (int u = 0; u < units; u += V::width) put_tile_states(states[0], row, u, V::load(last + row * units + u));
   }
   for (int turn = 0; step < steps; ++step, turn ^= 1) {
     tile_step<Tiles, V>(paths, step, rows, states[turn], states[turn ^ 1], memory.cell,

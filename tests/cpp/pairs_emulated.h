@@ -1,0 +1,32 @@
+// The plain twin of csrc/cpu/pairs_avx512.h, so that the pair kernel runs on any machine.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+#include "filter/arithmetic.h"
+
+template <class V>
+struct PairsEmulated {
+  static void store_bf16(V values, float* words) {
+    float numbers[V::width];
+    std::uint16_t bits[V::width];
+    values.store(numbers);
+    for (int i = 0; i < V::width; ++i) bits[i] = greedynas::filter::bf16_bits(numbers[i]);
+    std::memcpy(words, bits, sizeof bits);
+  }
+  static V multiply_add(V a, V b, V sums) {
+    std::uint16_t x[2 * V::width], y[2 * V::width];
+    float z[V::width];
+    std::memcpy(x, &a, sizeof x);
+    std::memcpy(y, &b, sizeof y);
+    sums.store(z);
+    for (int i = 0; i < 2 * V::width; ++i) z[i / 2] += value_of(x[i]) * value_of(y[i]);
+    return V::load(z);
+  }
+
+ private:
+  static float value_of(std::uint16_t bf16) {
+    return greedynas::filter::float_of(static_cast<std::uint32_t>(bf16) << 16);
+  }
+};

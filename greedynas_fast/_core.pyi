@@ -75,6 +75,8 @@ class FilterModel:
         threshold: float,
         want_fallbacks: bool,
         threads: int,
+        screen: FilterModel | None = None,
+        band: float = 0.0,
     ) -> tuple[bytes, bytes, int]: ...
 
 class MixconvCall:

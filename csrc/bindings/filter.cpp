@@ -39,14 +39,21 @@ py::bytes as_bytes(const std::vector<std::uint64_t>& numbers) {
 }
 
 // Accepted numbers and fallbacks as bytes of uint64, and how many proposals were looked at.
-py::tuple reject(const filter::Model& model, const filter::RejectionRequest& request, int threads) {
+py::tuple reject(const filter::Model& model, const filter::RejectionRequest& request, int threads,
+                 const filter::Model* screen, double band) {
   filter::RejectionResult result;
   {
     const py::gil_scoped_release release;
-    result = filter::reject(model, request, threads, [] {
+    const auto between_rounds = [] {
       const py::gil_scoped_acquire acquire;
       if (PyErr_CheckSignals() != 0) throw py::error_already_set();  // Ctrl-C
-    });
+    };
+    if (screen == nullptr) {
+      result = filter::reject(model, request, threads, between_rounds);
+    } else {
+      const filter::Screen with{*screen, band};
+      result = filter::reject(model, request, threads, between_rounds, &with);
+    }
   }
   return py::make_tuple(as_bytes(result.accepted), as_bytes(result.fallbacks), result.proposals);
 }
@@ -77,13 +84,15 @@ void bind_filter(py::module_& m) {
       .def(
           "reject",
           [](const Model& model, std::uintptr_t allowed, std::uint64_t seed, std::uint32_t stream, std::uint64_t start,
-             std::int64_t wanted, std::int64_t limit, double threshold, bool want_fallbacks, int threads) {
+             std::int64_t wanted, std::int64_t limit, double threshold, bool want_fallbacks, int threads,
+             const Model* screen, double band) {
             return reject(
                 model, {at<const std::uint8_t>(allowed), seed, stream, start, wanted, limit, threshold, want_fallbacks},
-                threads);
+                threads, screen, band);
           },
           py::arg("allowed"), py::arg("seed"), py::arg("stream"), py::arg("start"), py::arg("wanted"), py::arg("limit"),
-          py::arg("threshold"), py::arg("want_fallbacks"), py::arg("threads"));
+          py::arg("threshold"), py::arg("want_fallbacks"), py::arg("threads"), py::arg("screen") = nullptr,
+          py::arg("band") = 0.0);
 }
 
 }  // namespace greedynas::bindings

@@ -13,7 +13,7 @@
 namespace greedynas::filter {
 namespace {
 
-constexpr std::int64_t kSmallestRound = 384;
+constexpr std::int64_t kSmallestRound = 6;             // paths that the AVX-512 kernels take at a time
 constexpr std::int64_t kLargestRoundPerThread = 4096;  // some tenths of a second, so that an interrupt is soon heard
 
 void check(const Model& model, const RejectionRequest& request) {
@@ -37,7 +37,7 @@ std::int64_t round_size(const RejectionRequest& request, const RejectionResult& 
   const double missing = static_cast<double>(request.wanted) - accepted;
   const double acceptance = (accepted + 1.0) / (static_cast<double>(so_far.proposals) + 2.0);
   const double largest = static_cast<double>(kLargestRoundPerThread) * threads;
-  const auto expected = static_cast<std::int64_t>(std::min(1.1 * missing / acceptance, largest));
+  const auto expected = static_cast<std::int64_t>(std::min(missing / acceptance, largest));
   return std::min(std::max(expected, kSmallestRound), request.limit - so_far.proposals);
 }
 
@@ -65,12 +65,43 @@ class Reserve {
   std::priority_queue<std::pair<float, std::uint64_t>> heap_;
 };
 
+// Scores paths [n, L] with the screen, and anew with the model those near the threshold. Returns whether the screen was
+// as near to the model there as it should be.
+bool score_screened(const Model& model, const Screen& screen, double threshold, const std::vector<std::uint8_t>& paths,
+                    int threads, std::vector<float>& scores) {
+  const auto layers = static_cast<std::size_t>(model.shape().layers);
+  score(screen.model, paths.data(), static_cast<std::int64_t>(scores.size()), threads, scores.data());
+  std::vector<std::size_t> near;
+  std::vector<std::uint8_t> near_paths;
+  for (std::size_t i = 0; i < scores.size(); ++i) {
+    if (std::fabs(static_cast<double>(scores[i]) - threshold) > screen.band) continue;
+    near.push_back(i);
+    near_paths.insert(near_paths.end(), paths.data() + i * layers, paths.data() + (i + 1) * layers);
+  }
+  std::vector<float> settled(near.size());
+  score(model, near_paths.data(), static_cast<std::int64_t>(near.size()), threads, settled.data());
+  bool good = true;
+  for (std::size_t i = 0; i < near.size(); ++i) {
+    good = good && 2.0 * std::fabs(static_cast<double>(settled[i]) - scores[near[i]]) <= screen.band;
+    scores[near[i]] = settled[i];
+  }
+  return good;
+}
+
 }  // namespace
 
 RejectionResult reject(const Model& model, const RejectionRequest& request, int threads,
-                       const std::function<void()>& between_rounds) {
+                       const std::function<void()>& between_rounds, const Screen* screen) {
   check(model, request);
   const Shape& shape = model.shape();
+  if (screen != nullptr && request.want_fallbacks) {
+    // Fallbacks are ordered by the model's scores. They are rare: then all is done again.
+    RejectionRequest without = request;
+    without.want_fallbacks = false;
+    RejectionResult result = reject(model, without, threads, between_rounds, screen);
+    if (static_cast<std::int64_t>(result.accepted.size()) == request.wanted) return result;
+    screen = nullptr;
+  }
   RejectionResult result;
   Reserve reserve;
   std::vector<std::uint8_t> paths;
@@ -83,7 +114,11 @@ RejectionResult reject(const Model& model, const RejectionRequest& request, int 
     scores.resize(static_cast<std::size_t>(count));
     paths::propose(request.allowed, shape.layers, shape.operations, request.seed, request.stream, first, count,
                    paths.data());
-    score(model, paths.data(), count, threads, scores.data());
+    if (screen == nullptr) {
+      score(model, paths.data(), count, threads, scores.data());
+    } else if (!score_screened(model, *screen, request.threshold, paths, threads, scores)) {
+      return reject(model, request, threads, between_rounds);
+    }
     for (std::int64_t i = 0; i < count && missing() > 0; ++i) {
       const float log_weak = scores[static_cast<std::size_t>(i)];
       const std::uint64_t number = first + static_cast<std::uint64_t>(i);

@@ -23,6 +23,13 @@ struct RejectionRequest {
   bool want_fallbacks = false;  // remember the best rejected proposals in case the limit is reached
 };
 
+// A faster model of the same filter that judges proposals first; the model itself judges those within `band` of the
+// threshold. So decisions are those of the model, unless the two differ by more than the band somewhere.
+struct Screen {
+  const Model& model;
+  double band;
+};
+
 struct RejectionResult {
   std::vector<std::uint64_t> accepted;  // numbers of the accepted proposals, ascending
   // If `limit` did not suffice and they were asked for: the rejected proposals of lowest (log Phi, number), in that
@@ -32,9 +39,10 @@ struct RejectionResult {
 };
 
 // On up to `threads` threads. `between_rounds` is called from the calling thread several times a second; what it throws
-// ends the loop. Throws std::invalid_argument for a mask that leaves a layer empty or allows an operation that the
-// model does not have, for a threshold that is NaN, and for negative counts.
+// ends the loop. A screen whose scores turn out to be off by more than half its band is not used any further. Throws
+// std::invalid_argument for a mask that leaves a layer empty or allows an operation that the model does not have, for a
+// threshold that is NaN, and for negative counts.
 RejectionResult reject(const Model& model, const RejectionRequest& request, int threads,
-                       const std::function<void()>& between_rounds);
+                       const std::function<void()>& between_rounds, const Screen* screen = nullptr);
 
 }  // namespace greedynas::filter

@@ -20,7 +20,7 @@ def test_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sampler, "CHECKED", 5)
     monkeypatch.setattr(sampler, "MIN_ACCEPTED", 2)
     rows = sampler.measure(TINY)
-    own = {"FilterSampler, engine float32", "FilterSampler, engine bf16"}
+    own = {f"FilterSampler, engine {what}" for what in ("float32", "bf16", "float32, bf16 screen")}
     for threads in (1, 2):
         here = {row["provider"]: row for row in rows if row["threads"] == threads}
         assert here.keys() == {*own, sampler.LITERAL, sampler.BULK}

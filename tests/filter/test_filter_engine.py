@@ -266,6 +266,8 @@ def test_bad_keys() -> None:
     [
         ({"precision": "float64"}, "precision must be float32 or bf16, got 'float64'"),
         ({"num_threads": 0}, "num_threads must be at least 1, got 0"),
+        ({"precision": "bf16", "screen": True}, "screen is for float32 on a CPU, got bf16 on cpu"),
+        ({"device": "cuda", "screen": True}, "screen is for float32 on a CPU, got float32 on cuda"),
         ({"device": "meta"}, "device must be cpu or cuda, got meta"),
     ],
 )

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import getpass
 import multiprocessing
 import os
 import sys
+import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from typing import ParamSpec, TypeVar
@@ -32,12 +34,22 @@ HELD = {
         "MKL_ENABLE_INSTRUCTIONS": "AVX512",
     },
 }
-VARIABLES = ("GREEDYNAS_CPU_ISA", *ALWAYS, *HELD["avx2"])
+CACHE = "TORCHINDUCTOR_CACHE_DIR"
+VARIABLES = ("GREEDYNAS_CPU_ISA", *ALWAYS, *HELD["avx2"], CACHE)
+
+
+def _wanted() -> dict[str, str]:
+    level = os.environ.get("GREEDYNAS_CPU_ISA", "")
+    if level not in HELD:
+        return ALWAYS
+    # torch.compile finds kernels in its cache that it made for another instruction set, and then gives wrong numbers.
+    cache = os.path.join(tempfile.gettempdir(), f"greedynas-inductor-{getpass.getuser()}-{level}")
+    return {**ALWAYS, **HELD[level], CACHE: cache}
 
 
 def missing() -> dict[str, str]:
     """The variables that this process was not started with, and the values that they need."""
-    wanted = {**ALWAYS, **HELD.get(os.environ.get("GREEDYNAS_CPU_ISA", ""), {})}
+    wanted = _wanted()
     return {name: value for name, value in wanted.items() if os.environ.get(name) != value}
 
 

@@ -115,6 +115,8 @@ def test_each_level(level: str, monkeypatch: pytest.MonkeyPatch) -> None:
     for dtype, stride in itertools.product((torch.float32, torch.bfloat16), (1, 2)):
         Case((2, 37, 9, 12), (3, 5, 7), dtype, stride, "hard_swish", True).check()
         Case((1, 35, 8, 15), (9, 11, 1), dtype, stride).check()
+        for width in (7, 12, 15):  # 3 x 3 without an activation: whole tiles go straight into the output, the rest not
+            Case((2, 37, 3, width), (3,), dtype, stride, None, width == 12).check()
     # Several blocks a group, the last one narrower and not a multiple of any vector.
     Case((3, 413, 5, 6), (3,), torch.float32, 1, "hard_swish", True).check()
     Case((2, 261, 3, 40), (7, 3), torch.float32, 2, "silu", True).check()

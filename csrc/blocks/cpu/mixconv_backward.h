@@ -29,8 +29,8 @@ struct MixconvSweep {
   MixconvRowFunctions functions;
   MixconvRing<kKernel> grads;
   const float* weights;  // in turned order
-  float* results;
-  float* sums;  // of the gradient of the weights: [vectors][taps][width]
+  float* results;        // a row of the gradient of x, for stride 2
+  float* sums;           // of the gradient of the weights: [vectors][taps][width]
 
   GREEDYNAS_VEC_INLINE std::int64_t first_grad_row(std::int64_t y) const {
     return larger(0, (y - kPad + kStride - 1) >> (kStride - 1));
@@ -54,52 +54,73 @@ struct MixconvSweep {
     const std::int64_t top = y * kStride - kPad, first = larger(top, 0);
     const std::int64_t end = smaller(top + kKernel, geometry.height);
     const float* rows[kKernel];
+    for (std::int64_t i = first; i < end; ++i) rows[i - first] = inputs.row(i, 0);
+    const float* const grad = grads.row(y, V::width);
     for (int vector = 0; vector * V::width < block.channels; ++vector) {
-      for (std::int64_t i = first; i < end; ++i)
-        rows[i - first] = inputs.row(i, 0) + vector * inputs.columns * V::width;
-      weight_grad_row<V, kKernel, kStride>(grads.row(y, V::width) + vector * grads.columns * V::width, rows,
-                                           static_cast<int>(end - first), geometry.out_width,
+      weight_grad_row<V, kKernel, kStride>(grad + vector * grads.columns * V::width, rows,
+                                           static_cast<int>(end - first), vector * inputs.columns * V::width,
+                                           geometry.out_width,
                                            sums + (vector * kTaps + (first - top) * kKernel) * V::width);
     }
   }
 
-  // Gradient of row y of the activated x into `results`, one vector of channels.
-  GREEDYNAS_VEC_INLINE void input_grad(std::int64_t y, int vector, float* out) const {
+  // Gradient of row y of the activated x, in tiles.
+  template <class Direct, class Store>
+  GREEDYNAS_VEC_INLINE void input_grad(std::int64_t y, const Direct& direct, const Store& store) const {
     const std::int64_t first = first_grad_row(y);
     const int count = static_cast<int>(last_grad_row(y) - first + 1);
     const float* rows[kKernel];
-    for (int i = 0; i < count; ++i) {
-      rows[i] = grads.row(first + i, V::width) + vector * grads.columns * V::width;
-    }
-    const float* const taps = weights + (vector * kKernel + (y + kPad - first * kStride)) * kKernel * V::width;
-    constexpr std::int64_t kStep = -kStride * kKernel * V::width;
+    for (int i = 0; i < count; ++i) rows[i] = grads.row(first + i, V::width);
+    MixconvTaps taps{rows,
+                     count,
+                     weights + (y + kPad - first * kStride) * kKernel * V::width,
+                     -kStride * kKernel * V::width,
+                     grads.columns * V::width,
+                     kTaps * V::width};
     if constexpr (kStride == 1) {
       for (int i = 0; i < count; ++i) rows[i] -= kPad * V::width;
-      correlate_row<V, kKernel, 1>({rows, count, taps, kStep}, geometry.width, out, V::width);
+      correlate_row<V, kKernel, 1>(taps, block.channels, geometry.width, direct, store);
     } else {
       // Column 2 m + a meets grad's columns from m + offset on; the first taps belong to a with the parity of kPad.
       constexpr int kFirstTaps = (kKernel + 1) / 2, kOtherTaps = kKernel / 2;
       constexpr int kFirst = kPad % 2, kOther = 1 - kFirst;
       for (int i = 0; i < count; ++i) rows[i] += (kFirst - kPad) / 2 * V::width;
-      correlate_row<V, kFirstTaps, 1>({rows, count, taps, kStep}, (geometry.width - kFirst + 1) / 2,
-                                      out + kFirst * V::width, 2 * V::width);
+      const std::int64_t plane = mixconv_result_columns(geometry) * V::width;
+      correlate_row<V, kFirstTaps, 1>(taps, block.channels, (geometry.width - kFirst + 1) / 2,
+                                      MixconvPlanes<V>{results + kFirst * V::width, plane}, store);
       for (int i = 0; i < count; ++i) rows[i] += ((kOther - kPad + 1) / 2 - (kFirst - kPad) / 2) * V::width;
-      correlate_row<V, (kOtherTaps > 0 ? kOtherTaps : 1), 1>(
-          {rows, kOtherTaps > 0 ? count : 0, taps + kFirstTaps * V::width, kStep}, (geometry.width - kOther + 1) / 2,
-          out + kOther * V::width, 2 * V::width);
+      if (kOtherTaps == 0) taps.num_rows = 0;
+      taps.weights += kFirstTaps * V::width;
+      correlate_row<V, (kOtherTaps > 0 ? kOtherTaps : 1), 1>(taps, block.channels, (geometry.width - kOther + 1) / 2,
+                                                             MixconvPlanes<V>{results + kOther * V::width, plane},
+                                                             store);
+      constexpr std::int64_t kPart = 8;
+      for (std::int64_t j = 0; j < geometry.width; j += kPart) {
+        const int part = static_cast<int>(smaller(kPart, geometry.width - j));
+        for (int vector = 0; vector * V::width < block.channels; ++vector) {
+          store(MixconvTile{results + vector * plane + j * V::width, part, vector, j});
+        }
+      }
     }
   }
 
   GREEDYNAS_VEC_INLINE void store_input_grad(std::int64_t image, std::int64_t y) const {
-    const std::int64_t plane = mixconv_result_columns(geometry) * V::width, channel = block.first_channel;
-    for (int vector = 0; vector * V::width < block.channels; ++vector) {
-      input_grad(y, vector, results + vector * plane);
+    const std::int64_t channel = block.first_channel;
+    const MixconvRow x_row = row_of<V>(geometry.x, geometry.width, 0, block.channels, y == geometry.height - 1);
+    const MixconvRow out{task.x_grad.pixel, geometry.width, 0, block.channels, 0, task.x_grad.row};
+    const MixconvNorm norm = block_norm(geometry, block);
+    const void* const x = mixconv_address(geometry, geometry.x, image, y, channel);
+    void* const to = mixconv_address(geometry, task.x_grad, image, y, channel);
+    const auto store = [&](const MixconvTile& tile) {
+      functions.store_input_grads(tile, x, x_row, norm, to, out, task.norm_grad);
+    };
+    if constexpr (kKernel == 3 && kStride == 1) {
+      if (geometry.activation == MixconvActivation::none) {
+        return with_direct<V>(geometry.storage, to, out, nullptr,
+                              [&](const auto& direct) __attribute__((always_inline)) { input_grad(y, direct, store); });
+      }
     }
-    functions.store_input_grad(results, mixconv_address(geometry, geometry.x, image, y, channel),
-                               row_of<V>(geometry.x, geometry.width, plane, block.channels, y == geometry.height - 1),
-                               block_norm(geometry, block), mixconv_address(geometry, task.x_grad, image, y, channel),
-                               {task.x_grad.pixel, geometry.width, plane, block.channels, 0, task.x_grad.row},
-                               task.norm_grad);
+    input_grad(y, MixconvIndirect(), store);
   }
 
   void sweep(std::int64_t image, MixconvInput<V, kKernel>& input) const {

@@ -117,16 +117,13 @@ void forward_block(const MixconvForwardTask& task) {
   const MixconvRowFunctions functions = row_functions<V>(geometry);
   const MixconvRing<kKernel> ring{block.workspace, mixconv_input_columns(geometry, kKernel), kPad, block.width};
   float* const weights = ring.end();
-  float* const results = weights + kKernel * kKernel * block.width;
   ring.clear();
   int order[kKernel * kKernel];
   for (int i = 0; i < kKernel * kKernel; ++i) order[i] = i;
   pack_weights<V>(geometry, block, order, weights);
   if (task.stats != nullptr) __builtin_memset(task.stats, 0, 2 * kMixconvBlock * sizeof(float));
 
-  const std::int64_t plane = ring.columns * V::width;
-  const MixconvRow out{task.y.pixel, geometry.out_width, mixconv_result_columns(geometry) * V::width, block.channels, 0,
-                       task.y.row};
+  const MixconvRow out{task.y.pixel, geometry.out_width, 0, block.channels, 0, task.y.row};
   MixconvInput<V, kKernel> input{geometry, block, ring, block_norm(geometry, block)};
   for (std::int64_t image = block.image_begin; image < block.image_end; ++image) {
     input.loaded = 0;
@@ -135,14 +132,24 @@ void forward_block(const MixconvForwardTask& task) {
       const std::int64_t end = smaller(top + kKernel, geometry.height);
       input.load_until(functions, image, end);
       const float* rows[kKernel];
-      for (int vector = 0; vector * V::width < block.channels; ++vector) {
-        for (std::int64_t i = first; i < end; ++i) rows[i - first] = ring.row(i, 0) + vector * plane;
-        const float* const taps = weights + (vector * kKernel + (first - top)) * kKernel * V::width;
-        correlate_row<V, kKernel, kStride>({rows, static_cast<int>(end - first), taps, kKernel * V::width},
-                                           geometry.out_width, results + vector * out.plane, V::width);
+      for (std::int64_t i = first; i < end; ++i) rows[i - first] = ring.row(i, 0);
+      const MixconvTaps taps{rows,
+                             static_cast<int>(end - first),
+                             weights + (first - top) * kKernel * V::width,
+                             kKernel * V::width,
+                             ring.columns * V::width,
+                             kKernel * kKernel * V::width};
+      void* const to = mixconv_address(geometry, task.y, image, y, block.first_channel);
+      const auto results = [&](const auto& direct) __attribute__((always_inline)) {
+        correlate_row<V, kKernel, kStride>(
+            taps, block.channels, geometry.out_width, direct,
+            [&](const MixconvTile& tile) { functions.store_results(tile, to, out, task.stats); });
+      };
+      if constexpr (kKernel == 3 && kStride == 1) {
+        with_direct<V>(geometry.storage, to, out, task.stats, results);
+      } else {
+        results(MixconvIndirect());
       }
-      functions.store_result(results, mixconv_address(geometry, task.y, image, y, block.first_channel), out,
-                             task.stats);
     }
   }
 }

@@ -63,7 +63,8 @@ GREEDYNAS_VEC_INLINE std::int64_t mixconv_result_columns(const MixconvGeometry& 
   return geometry.width + 2 * kMixconvOverrun;
 }
 
-// Floats a channel: rings of kernel rows of x and of grad, a row of results, k * k weights and their gradients.
+// Floats a channel: rings of kernel rows of x and of grad, a row of results for stride 2, k * k weights and their
+// gradients.
 GREEDYNAS_VEC_INLINE std::int64_t mixconv_channel_floats(const MixconvGeometry& geometry, int kernel) {
   const std::int64_t columns = mixconv_input_columns(geometry, kernel) + mixconv_grad_columns(geometry, kernel);
   return kernel * (columns + 2 * kernel) + mixconv_result_columns(geometry);

@@ -4,6 +4,7 @@
 #pragma once
 
 #include "blocks/cpu/mixconv_kernels.h"
+#include "blocks/cpu/mixconv_rows.h"
 #include "blocks/cpu/mixconv_vec.h"
 #include "blocks/cpu/silu.h"
 
@@ -179,8 +180,8 @@ struct MixconvSums {
 
 // body(pixel, series) for all pixels, which belong to the two series by turns.
 template <class Body>
-GREEDYNAS_VEC_INLINE void for_pixels(std::int64_t pixels, const Body& body) {
-  std::int64_t j = 0;
+GREEDYNAS_VEC_INLINE void for_pixels(int pixels, const Body& body) {
+  int j = 0;
   for (; j + 2 <= pixels; j += 2) {
     body(j, 0);
     body(j + 1, 1);
@@ -188,66 +189,107 @@ GREEDYNAS_VEC_INLINE void for_pixels(std::int64_t pixels, const Body& body) {
   if (j < pixels) body(j, 0);
 }
 
-// Results of a row into y; stats [2][kMixconvBlock], nullptr: not wanted.
+// Calls body(lanes) with the lanes of a vector of a block that there are: a constant if it is whole.
+template <class V, class Body>
+GREEDYNAS_VEC_INLINE void with_lanes(int channels, int vector, const Body& body) {
+  const int lanes = channels - vector * V::width;
+  lanes >= V::width ? body(V::width) : body(lanes);
+}
+
+// Whole tiles of results straight from registers into a row of y, for correlate_row: with few products a result, as of
+// 3 x 3 kernels, a way through a buffer takes as long as they do.
+template <class V, class E, bool kStats>
+struct MixconvDirect {
+  static constexpr bool usable = true, takes_all = false;
+
+  E* to;
+  std::int64_t pixel;
+  float* stats;  // [2][kMixconvBlock], if kStats
+
+  template <int kTile>
+  GREEDYNAS_VEC_INLINE void put(const V (&results)[kTile], int vector, std::int64_t j) const {
+    MixconvSums<V> sums;
+    const std::int64_t step = pixel;
+    E* p = to + j * step + vector * V::width;
+    GREEDYNAS_UNROLL_ALL
+    for (int t = 0; t < kTile; ++t, p += step) {
+      const V value = as_stored(results[t], p);
+      store_elements(p, value);
+      if constexpr (kStats) {
+        sums.first[t % 2] = sums.first[t % 2] + value;
+        sums.second[t % 2] = fma(value, value, sums.second[t % 2]);
+      }
+    }
+    if constexpr (kStats) sums.add_to(stats + vector * V::width);
+  }
+};
+
+// Calls body(MixconvDirect) with what stores into a row of this kind; stats as for store_results.
+template <class V, class Body>
+GREEDYNAS_VEC_INLINE void with_direct(MixconvStorage storage, void* data, const MixconvRow& row, float* stats,
+                                      const Body& body) {
+  if (storage == MixconvStorage::float32) {
+    float* const to = static_cast<float*>(data);
+    if (stats == nullptr) return body(MixconvDirect<V, float, false>{to, row.pixel, nullptr});
+    return body(MixconvDirect<V, float, true>{to, row.pixel, stats});
+  }
+  std::uint16_t* const to = static_cast<std::uint16_t*>(data);
+  if (stats == nullptr) return body(MixconvDirect<V, std::uint16_t, false>{to, row.pixel, nullptr});
+  return body(MixconvDirect<V, std::uint16_t, true>{to, row.pixel, stats});
+}
+
+// Results into a row of y; stats [2][kMixconvBlock], nullptr: not wanted.
 template <class V, class E>
-void store_result_row(const float* results, void* data, const MixconvRow& row, float* stats) {
-  for_vectors<V>(row.channels, [&](auto vectors, int vector, int lanes) __attribute__((always_inline)) {
-    constexpr int kCount = decltype(vectors)::count;
-    E* const first = static_cast<E*>(data) + vector * V::width;
-    const float* const from = results + vector * row.plane;
+void store_results(const MixconvTile& tile, void* data, const MixconvRow& row, float* stats) {
+  with_lanes<V>(row.channels, tile.vector, [&](int lanes) __attribute__((always_inline)) {
+    const float* const from = tile.results;
+    const std::int64_t pixel = row.pixel, ahead = row.ahead;
+    const int count = tile.count;
+    E* const first = static_cast<E*>(data) + tile.first * pixel + tile.vector * V::width;
     if (stats == nullptr) {
-      for (std::int64_t j = 0; j < row.pixels; ++j) {
-        GREEDYNAS_UNROLL
-        for (int n = 0; n < kCount; ++n) {
-          E* const to = first + j * row.pixel + n * V::width;
-          __builtin_prefetch(to + row.ahead, 1);
-          store_lanes(to, as_stored(V::load(from + n * row.plane + j * V::width), to), lanes);
-        }
+      for (int j = 0; j < count; ++j) {
+        E* const to = first + j * pixel;
+        __builtin_prefetch(to + ahead, 1);
+        store_lanes(to, as_stored(V::load(from + j * V::width), to), lanes);
       }
       return;
     }
-    MixconvSums<V> sums[kCount];
-    for_pixels(row.pixels, [&](std::int64_t j, int series) __attribute__((always_inline)) {
-      GREEDYNAS_UNROLL
-      for (int n = 0; n < kCount; ++n) {
-        E* const to = first + j * row.pixel + n * V::width;
-        __builtin_prefetch(to + row.ahead, 1);
-        const V value = as_stored(V::load(from + n * row.plane + j * V::width), to);
-        store_lanes(to, value, lanes);
-        sums[n].first[series] = sums[n].first[series] + value;
-        sums[n].second[series] = fma(value, value, sums[n].second[series]);
-      }
+    MixconvSums<V> sums;
+    for_pixels(count, [&](int j, int series) __attribute__((always_inline)) {
+      E* const to = first + j * pixel;
+      __builtin_prefetch(to + ahead, 1);
+      const V value = as_stored(V::load(from + j * V::width), to);
+      store_lanes(to, value, lanes);
+      sums.first[series] = sums.first[series] + value;
+      sums.second[series] = fma(value, value, sums.second[series]);
     });
-    for (int n = 0; n < kCount; ++n) sums[n].add_to(stats + (vector + n) * V::width);
+    sums.add_to(stats + tile.vector * V::width);
   });
 }
 
-// Gradients of a row of activated inputs into x_grad; adds to norm_grad [2][kMixconvBlock] unless there is no norm.
+// Gradients of activated inputs into a row of x_grad; adds to norm_grad [2][kMixconvBlock] unless there is no norm.
 template <class V, class E, MixconvActivation kActivation>
-void store_input_grad_row(const float* grads, const void* x, const MixconvRow& x_row, const MixconvNorm& norm,
-                          void* data, const MixconvRow& row, float* norm_grad) {
-  if constexpr (kActivation == MixconvActivation::none) return store_result_row<V, E>(grads, data, row, nullptr);
-  for_vectors<V>(row.channels, [&](auto vectors, int vector, int lanes) __attribute__((always_inline)) {
-    constexpr int kCount = decltype(vectors)::count;
-    E* const first = static_cast<E*>(data) + vector * V::width;
-    const float* const from = grads + vector * row.plane;
-    const MixconvReader<V, E> values(x, x_row, vector, lanes);
-    const MixconvAffine<V, kCount> affine(norm.scale, norm.shift, vector, lanes);
-    MixconvSums<V> sums[kCount];
-    for_pixels(row.pixels, [&](std::int64_t j, int series) __attribute__((always_inline)) {
-      GREEDYNAS_UNROLL
-      for (int n = 0; n < kCount; ++n) {
-        E* const to = first + j * row.pixel + n * V::width;
-        __builtin_prefetch(to + row.ahead, 1);
-        const V value = values.at(j, n);
-        const V slope = activation_slope<V, kActivation>(fma(value, affine.scale[n], affine.shift[n]));
-        const V grad = V::load(from + n * row.plane + j * V::width) * slope;
-        sums[n].first[series] = fma(grad, value, sums[n].first[series]);
-        sums[n].second[series] = sums[n].second[series] + grad;
-        store_lanes(to, as_stored(grad * affine.scale[n], to), lanes);
-      }
+void store_input_grads(const MixconvTile& tile, const void* x, const MixconvRow& x_row, const MixconvNorm& norm,
+                       void* data, const MixconvRow& row, float* norm_grad) {
+  if constexpr (kActivation == MixconvActivation::none) return store_results<V, E>(tile, data, row, nullptr);
+  with_lanes<V>(row.channels, tile.vector, [&](int lanes) __attribute__((always_inline)) {
+    const float* const from = tile.results;
+    const std::int64_t pixel = row.pixel, ahead = row.ahead;
+    E* const first = static_cast<E*>(data) + tile.first * pixel + tile.vector * V::width;
+    const MixconvReader<V, E> values(x, x_row, tile.vector, lanes);
+    const MixconvAffine<V, 1> affine(norm.scale, norm.shift, tile.vector, lanes);
+    MixconvSums<V> sums;
+    for_pixels(tile.count, [&](int j, int series) __attribute__((always_inline)) {
+      E* const to = first + j * pixel;
+      __builtin_prefetch(to + ahead, 1);
+      const V value = values.at(tile.first + j, 0);
+      const V slope = activation_slope<V, kActivation>(fma(value, affine.scale[0], affine.shift[0]));
+      const V grad = V::load(from + j * V::width) * slope;
+      sums.first[series] = fma(grad, value, sums.first[series]);
+      sums.second[series] = sums.second[series] + grad;
+      store_lanes(to, as_stored(grad * affine.scale[0], to), lanes);
     });
-    for (int n = 0; n < kCount; ++n) sums[n].add_to(norm_grad + (vector + n) * V::width);
+    sums.add_to(norm_grad + tile.vector * V::width);
   });
 }
 
@@ -255,15 +297,15 @@ void store_input_grad_row(const float* grads, const void* x, const MixconvRow& x
 struct MixconvRowFunctions {
   void (*load_input)(const void*, const MixconvRow&, const MixconvNorm&, float*);
   void (*load_grad)(const void*, const void*, const MixconvRow&, const MixconvRow&, const float*, const float*, float*);
-  void (*store_result)(const float*, void*, const MixconvRow&, float*);
-  void (*store_input_grad)(const float*, const void*, const MixconvRow&, const MixconvNorm&, void*, const MixconvRow&,
-                           float*);
+  void (*store_results)(const MixconvTile&, void*, const MixconvRow&, float*);
+  void (*store_input_grads)(const MixconvTile&, const void*, const MixconvRow&, const MixconvNorm&, void*,
+                            const MixconvRow&, float*);
 };
 
 template <class V, class E, MixconvActivation kActivation>
 GREEDYNAS_VEC_INLINE MixconvRowFunctions row_functions_of() {
-  return {&load_input_row<V, E, kActivation>, &load_grad_row<V, E>, &store_result_row<V, E>,
-          &store_input_grad_row<V, E, kActivation>};
+  return {&load_input_row<V, E, kActivation>, &load_grad_row<V, E>, &store_results<V, E>,
+          &store_input_grads<V, E, kActivation>};
 }
 
 template <class V, class E>

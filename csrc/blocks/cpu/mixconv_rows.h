@@ -20,12 +20,20 @@ namespace greedynas::blocks {
 template <class V>
 inline constexpr bool kManyRegisters = V::width == 16;
 
-// Some pixels to correlate with rows of taps: rows[y] + pixel * width, weights + y * weight_step.
+// Some pixels to correlate with rows of taps: rows[y] + pixel * width, weights + y * weight_step. From a vector of
+// channels to the next one it is `plane` floats in rows and `weight_plane` in weights.
 struct MixconvTaps {
   const float* const* rows;
   int num_rows;
   const float* weights;
-  std::int64_t weight_step;
+  std::int64_t weight_step, plane, weight_plane;
+};
+
+// So many results of a vector of channels, which belong to pixels first, first + 1, ... of a row.
+struct MixconvTile {
+  const float* results;  // [count][width]
+  int count, vector;
+  std::int64_t first;
 };
 
 // sums[t] += sum over i < kCount of row[t * kStride + kFirst + i] * weights[kFirst + i].
@@ -45,14 +53,14 @@ GREEDYNAS_VEC_INLINE void add_taps(const float* row, const float* weights, V (&s
   }
 }
 
-// kTile results, kOut floats apart.
-template <class V, int kTaps, int kStride, int kTile>
-__attribute__((noinline)) void correlate_tile(const MixconvTaps& taps, std::int64_t offset, float* out,
-                                              std::int64_t out_step) {
+// Results of kTile pixels, from pixel j on, of one vector of channels, into out.put.
+template <class V, int kTaps, int kStride, int kTile, class Out>
+__attribute__((noinline)) void correlate_tile(const MixconvTaps& taps, int vector, std::int64_t j, const Out& out) {
   V sums[kTile];
   GREEDYNAS_UNROLL_ALL
   for (int t = 0; t < kTile; ++t) sums[t] = V::set(0.0F);
-  const float* weights = taps.weights;
+  const float* weights = taps.weights + vector * taps.weight_plane;
+  const std::int64_t offset = vector * taps.plane + j * kStride * V::width;
   for (int y = 0; y < taps.num_rows; ++y, weights += taps.weight_step) {
     const float* row = taps.rows[y] + offset;
     __asm__("" : "+r"(row));  // one register with displacements: GCC would keep an offset for each pixel
@@ -64,36 +72,91 @@ __attribute__((noinline)) void correlate_tile(const MixconvTaps& taps, std::int6
       add_taps<V, kHalf, kTaps - kHalf, kStride>(row, weights, sums);
     }
   }
-  GREEDYNAS_UNROLL_ALL
-  for (int t = 0; t < kTile; ++t) sums[t].store(out + t * out_step);
+  out.put(sums, vector, j);
 }
 
-// At least `columns` results, at most kMixconvOverrun - 1 more. Result j is the correlation at pixel j * kStride.
-template <class V, int kTaps, int kStride>
-GREEDYNAS_VEC_INLINE void correlate_row(const MixconvTaps& taps, std::int64_t columns, float* out,
-                                        std::int64_t out_step) {
-  const bool sevens = columns % 7 == 0 && columns % 8 != 0;
-  for (std::int64_t j = 0; j < columns;) {
-    const std::int64_t offset = j * kStride * V::width;
-    float* const to = out + j * out_step;
-    if (columns - j <= 4) {
-      correlate_tile<V, kTaps, kStride, 4>(taps, offset, to, out_step);
-      j += 4;
-    } else if (sevens || columns - j == 7) {
-      correlate_tile<V, kTaps, kStride, 7>(taps, offset, to, out_step);
-      j += 7;
-    } else {
-      correlate_tile<V, kTaps, kStride, 8>(taps, offset, to, out_step);
-      j += 8;
-    }
+// Results of correlate_tile in a buffer [kTile][width].
+template <class V>
+struct MixconvBuffer {
+  float* to;
+
+  template <int kTile>
+  GREEDYNAS_VEC_INLINE void put(const V (&results)[kTile], int, std::int64_t) const {
+    GREEDYNAS_UNROLL_ALL
+    for (int t = 0; t < kTile; ++t) results[t].store(to + t * V::width);
+  }
+};
+
+// For correlate_row: every second column of planes in the workspace, with room for whole tiles.
+template <class V>
+struct MixconvPlanes {
+  static constexpr bool usable = true, takes_all = true;
+
+  float* to;  // [vectors][columns][width]
+  std::int64_t plane;
+
+  template <int kTile>
+  GREEDYNAS_VEC_INLINE void put(const V (&results)[kTile], int vector, std::int64_t j) const {
+    float* const first = to + vector * plane + 2 * j * V::width;
+    GREEDYNAS_UNROLL_ALL
+    for (int t = 0; t < kTile; ++t) results[t].store(first + 2 * t * V::width);
+  }
+};
+
+// For correlate_row: all results go through `store`.
+struct MixconvIndirect {
+  static constexpr bool usable = false, takes_all = false;
+};
+
+template <class V, int kTaps, int kStride, class Out>
+GREEDYNAS_VEC_INLINE void correlate_some(int tile, const MixconvTaps& taps, int vector, std::int64_t j,
+                                         const Out& out) {
+  if (tile == 4) {
+    correlate_tile<V, kTaps, kStride, 4>(taps, vector, j, out);
+  } else if (tile == 7) {
+    correlate_tile<V, kTaps, kStride, 7>(taps, vector, j, out);
+  } else {
+    correlate_tile<V, kTaps, kStride, 8>(taps, vector, j, out);
   }
 }
 
+// All results of a row and of a block's channels: result j is the correlation at pixel j * kStride. Where `direct` is
+// usable, whole tiles of whole vectors go to it, or all if it takes all; others to store(MixconvTile), each after the
+// next one's products: a load just after the stores would wait for them.
+template <class V, int kTaps, int kStride, class Direct, class Store>
+GREEDYNAS_VEC_INLINE void correlate_row(const MixconvTaps& taps, int channels, std::int64_t columns,
+                                        const Direct& direct, const Store& store) {
+  alignas(64) float buffers[2][kMixconvOverrun * V::width];
+  int turn = 0;
+  MixconvTile waiting{nullptr, 0, 0, 0};
+  const bool sevens = columns % 7 == 0 && columns % 8 != 0;
+  for (std::int64_t j = 0; j < columns;) {
+    const std::int64_t left = columns - j;
+    const int tile = left <= 4 ? 4 : sevens || left == 7 ? 7 : 8;
+    const int count = left < tile ? static_cast<int>(left) : tile;
+    for (int vector = 0; vector * V::width < channels; ++vector) {
+      bool stored = false;
+      if constexpr (Direct::usable) {
+        stored = Direct::takes_all || (count == tile && (vector + 1) * V::width <= channels);
+        if (stored) correlate_some<V, kTaps, kStride>(tile, taps, vector, j, direct);
+      }
+      if (!stored) {
+        correlate_some<V, kTaps, kStride>(tile, taps, vector, j, MixconvBuffer<V>{buffers[turn]});
+        if (waiting.count > 0) store(waiting);
+        waiting = {buffers[turn], count, vector, j};
+        turn ^= 1;
+      }
+    }
+    j += tile;
+  }
+  if (waiting.count > 0) store(waiting);
+}
+
 // Gradient of kRows consecutive rows of weights from one row of grad, which is zero beyond its end:
-// sums[r][i] += sum over j < columns of grad[j] * rows[r][j * kStride + i].
+// sums[r][i] += sum over j < columns of grad[j] * rows[r][j * kStride + i], with rows `offset` floats on.
 template <class V, int kKernel, int kStride, int kRows, int kTile>
-__attribute__((noinline)) void weight_grad_rows(const float* grad, const float* const* rows, std::int64_t columns,
-                                                float* sums) {
+__attribute__((noinline)) void weight_grad_rows(const float* grad, const float* const* rows, std::int64_t offset,
+                                                std::int64_t columns, float* sums) {
   V local[kRows][kKernel];
   GREEDYNAS_UNROLL_ALL
   for (int r = 0; r < kRows; ++r) {
@@ -101,7 +164,7 @@ __attribute__((noinline)) void weight_grad_rows(const float* grad, const float* 
     for (int i = 0; i < kKernel; ++i) local[r][i] = V::load(sums + (r * kKernel + i) * V::width);
   }
   const float* inputs[kRows];
-  for (int r = 0; r < kRows; ++r) inputs[r] = rows[r];
+  for (int r = 0; r < kRows; ++r) inputs[r] = rows[r] + offset;
   for (std::int64_t j = 0; j < columns; j += kTile) {
     V grads[kTile];
     GREEDYNAS_UNROLL_ALL
@@ -132,17 +195,19 @@ __attribute__((noinline)) void weight_grad_rows(const float* grad, const float* 
 // The same for all rows that the image has: at least eight sums at a time keep both multipliers busy.
 template <class V, int kKernel, int kStride>
 GREEDYNAS_VEC_INLINE void weight_grad_row(const float* grad, const float* const* rows, int num_rows,
-                                          std::int64_t columns, float* sums) {
+                                          std::int64_t offset, std::int64_t columns, float* sums) {
   constexpr int kRows = kKernel == 3 ? 3 : kManyRegisters<V> || kKernel == 5 ? 2 : 1;
   constexpr int kSums = kRows * kKernel;
   constexpr int kTile = kSums <= (kManyRegisters<V> ? 24 : 8) ? 7 : 4;
   constexpr int kTileOfOne = kKernel <= (kManyRegisters<V> ? 24 : 8) ? 7 : 4;
   int row = 0;
   for (; row + kRows <= num_rows; row += kRows) {
-    weight_grad_rows<V, kKernel, kStride, kRows, kTile>(grad, rows + row, columns, sums + row * kKernel * V::width);
+    weight_grad_rows<V, kKernel, kStride, kRows, kTile>(grad, rows + row, offset, columns,
+                                                        sums + row * kKernel * V::width);
   }
   for (; row < num_rows; ++row) {
-    weight_grad_rows<V, kKernel, kStride, 1, kTileOfOne>(grad, rows + row, columns, sums + row * kKernel * V::width);
+    weight_grad_rows<V, kKernel, kStride, 1, kTileOfOne>(grad, rows + row, offset, columns,
+                                                         sums + row * kKernel * V::width);
   }
 }
 

@@ -40,11 +40,9 @@ VARIABLES = ("GREEDYNAS_CPU_ISA", *ALWAYS, *HELD["avx2"], CACHE)
 
 def _wanted() -> dict[str, str]:
     level = os.environ.get("GREEDYNAS_CPU_ISA", "")
-    if level not in HELD:
-        return ALWAYS
     # torch.compile finds kernels in its cache that it made for another instruction set, and then gives wrong numbers.
-    cache = os.path.join(tempfile.gettempdir(), f"greedynas-inductor-{getpass.getuser()}-{level}")
-    return {**ALWAYS, **HELD[level], CACHE: cache}
+    cache = os.path.join(tempfile.gettempdir(), f"greedynas-inductor-{getpass.getuser()}-{level or 'free'}")
+    return {**ALWAYS, **HELD.get(level, {}), CACHE: cache}
 
 
 def missing() -> dict[str, str]:

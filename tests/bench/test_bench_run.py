@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import getpass
 import json
 import os
+import tempfile
 from typing import Any
 
 import pytest
@@ -22,9 +24,14 @@ Capture = pytest.CaptureFixture[str]
 def held(monkeypatch: pytest.MonkeyPatch) -> None:
     """This process as a child of `run_held` would be, and the smallest budget."""
     monkeypatch.delenv("GREEDYNAS_CPU_ISA", raising=False)
-    for name, value in environment.ALWAYS.items():
+    for name, value in environment.missing().items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(timing, "QUICK", TINY)
+
+
+def cache_of(level: str) -> str:
+    """Where torch.compile is to keep what it makes at a level."""
+    return os.path.join(tempfile.gettempdir(), f"greedynas-inductor-{getpass.getuser()}-{level}")
 
 
 def test_unknown_names() -> None:
@@ -49,10 +56,16 @@ def test_an_unknown_level(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_missing_variables(monkeypatch: pytest.MonkeyPatch) -> None:
     assert environment.missing() == {}
     monkeypatch.setenv("GREEDYNAS_CPU_ISA", "portable")
-    assert environment.missing() == {}
+    # Kernels of torch.compile are kept apart by level.
+    assert environment.missing() == {environment.CACHE: cache_of("portable")}
     monkeypatch.setenv("GREEDYNAS_CPU_ISA", "avx512")
     monkeypatch.setenv("ATEN_CPU_CAPABILITY", "avx2")
-    wanted = {"ATEN_CPU_CAPABILITY": "avx512", "ONEDNN_MAX_CPU_ISA": "AVX512_CORE", "MKL_ENABLE_INSTRUCTIONS": "AVX512"}
+    wanted = {
+        "ATEN_CPU_CAPABILITY": "avx512",
+        "ONEDNN_MAX_CPU_ISA": "AVX512_CORE",
+        "MKL_ENABLE_INSTRUCTIONS": "AVX512",
+        environment.CACHE: cache_of("avx512"),
+    }
     assert environment.missing() == wanted
     for name, value in wanted.items():
         monkeypatch.setenv(name, value)

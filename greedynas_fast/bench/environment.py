@@ -40,7 +40,8 @@ VARIABLES = ("GREEDYNAS_CPU_ISA", *ALWAYS, *HELD["avx2"], CACHE)
 
 def _wanted() -> dict[str, str]:
     level = os.environ.get("GREEDYNAS_CPU_ISA", "")
-    # torch.compile finds kernels in its cache that it made for another instruction set, and then gives wrong numbers.
+    # torch.compile finds kernels in its cache that it made for another instruction set, and then gives wrong numbers or
+    # writes beyond its memory (torch 2.14.1).
     cache = os.path.join(tempfile.gettempdir(), f"greedynas-inductor-{getpass.getuser()}-{level or 'free'}")
     return {**ALWAYS, **HELD.get(level, {}), CACHE: cache}
 

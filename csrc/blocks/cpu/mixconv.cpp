@@ -57,7 +57,7 @@ std::int64_t block_channels(const MixconvCall& call, const MixconvGeometry& geom
   const std::int64_t shared = call.channels() * chunks / kFewTasks;
   const std::int64_t fitting = kRingFloats / mixconv_channel_floats(geometry, group.kernel);
   const std::int64_t most = std::clamp<std::int64_t>(std::min(shared, fitting), kPair, kMixconvBlock);
-  const std::int64_t blocks = (group.channels + most - 1) / most;
+  const std::int64_t blocks = std::max<std::int64_t>((group.channels + most - 1) / most, 1);  // a group may be empty
   return std::min<std::int64_t>(((group.channels + blocks - 1) / blocks + kPair - 1) / kPair * kPair, kMixconvBlock);
 }
 

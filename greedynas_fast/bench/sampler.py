@@ -74,13 +74,9 @@ def measure(budget: Budget) -> list[dict[str, Any]]:
 def _measure_with(setup: Setup, acceptance: float, threads: int, budget: Budget) -> list[dict[str, Any]]:
     draws: dict[str, Draw] = {}
     isa: dict[str, str] = {}
-    engines = {
-        precision: FilterEngine(setup.net, device="cpu", precision=precision, num_threads=threads)
-        for precision in PRECISIONS
-    }
-    screened = FilterEngine(setup.net, device="cpu", num_threads=threads, screen=True)
-    for precision, engine in (*engines.items(), ("float32", screened)):
-        name = f"FilterSampler, engine {precision}{', bf16 screen' if engine.screen else ''}"
+    for precision, screen in (*((precision, False) for precision in PRECISIONS), ("float32", True)):
+        engine = FilterEngine(setup.net, device="cpu", precision=precision, num_threads=threads, screen=screen)
+        name = f"FilterSampler, engine {precision}{', bf16 screen' if screen else ''}"
         # What bf16 scores are worth is for `bench filter` to say; here they must decide alike alone and in bulk.
         verify(name, _sampler(setup, engine), setup, engine.log_prob_weak if precision == "bf16" else setup.bulk_scores)
         draws[name], isa[name] = _sampler(setup, engine), engine.isa

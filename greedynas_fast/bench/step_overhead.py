@@ -207,15 +207,13 @@ def _bookkeeping_rows(space: SearchSpace, rounds: int, ours: _Ours, theirs: _Tor
     uniform, peer = UniformSampler(space, seed=SEED), "torch, uniform paths"
     samplers: dict[str, Sampler] = {f"{CORE}, uniform paths": uniform}
     net = PathFilter(space, HIDDEN, seed=SEED).eval()
-    engine = FilterEngine(net)
-    scores = engine.log_prob_weak(paths.propose(space.allowed, SEED, THRESHOLD, 0, THRESHOLD_PATHS))
+    engines = {"": FilterEngine(net), ", bf16 screen": FilterEngine(net, screen=True)}
+    scores = engines[""].log_prob_weak(paths.propose(space.allowed, SEED, THRESHOLD, 0, THRESHOLD_PATHS))
     for q in QS:
         threshold = float(np.quantile(scores.astype(np.float64), 1 - q))
-        samplers[f"{CORE}, path filter at q = {q}"] = FilterSampler(space, engine, threshold=threshold, seed=SEED)
-    screened = FilterEngine(net, screen=True)
-    samplers[f"{CORE}, path filter at q = {q}, bf16 screen"] = FilterSampler(
-        space, screened, threshold=threshold, seed=SEED
-    )
+        for suffix, engine in engines.items():
+            name = f"{CORE}, path filter at q = {q}{suffix}"
+            samplers[name] = FilterSampler(space, engine, threshold=threshold, seed=SEED)
 
     def list_blocks(sampler: Sampler, _: int) -> None:
         for path in sampler.sample(DRAWN).paths:

@@ -109,13 +109,11 @@ class Split(ABC):
                 skipped.
         """
         per_epoch = self.steps_per_epoch(batch_size)
-        if not 0 <= rank < num_ranks:
-            raise ValueError(f"batches: expected a rank in 0..{num_ranks - 1}, got {rank}")
+        rows = _part(batch_size, rank, num_ranks)
         if batch_size < num_ranks:
             raise InputError(
                 f"batch_size: expected at least one image for each of {num_ranks} ranks, got {batch_size}."
             )
-        rows = slice(rank * batch_size // num_ranks, (rank + 1) * batch_size // num_ranks)
         steps = range(start_step, start_step + num_steps)
         return self._load(
             Job(positions, rows, seed, step, step // per_epoch, augment)
@@ -135,10 +133,8 @@ class Split(ABC):
         """
         if batch_size < 1:
             raise InputError(f"batch_size: expected at least 1, got {batch_size}.")
-        if not 0 <= rank < num_ranks:
-            raise ValueError(f"sequential: expected a rank in 0..{num_ranks - 1}, got {rank}")
         starts = range(0, len(self), batch_size)
-        starts = starts[rank * len(starts) // num_ranks : (rank + 1) * len(starts) // num_ranks]
+        starts = starts[_part(len(starts), rank, num_ranks)]
         return self._load(Job(np.arange(start, min(start + batch_size, len(self)))) for start in starts)
 
     def tensors(self) -> tuple[Tensor, Tensor]:
@@ -176,6 +172,13 @@ class Split(ABC):
                 order = numpy_generator(seed, Stream.SHUFFLE, epoch).permutation(len(self))
             start = step % per_epoch * batch_size
             yield step, order[start : start + batch_size]
+
+
+def _part(count: int, rank: int, num_ranks: int) -> slice:
+    """A rank's part of `count` things: contiguous, all ranks' parts in order are the whole."""
+    if not 0 <= rank < num_ranks:
+        raise ValueError(f"rank: expected a rank in 0..{num_ranks - 1}, got {rank}")
+    return slice(rank * count // num_ranks, (rank + 1) * count // num_ranks)
 
 
 def candidates(labels: Labels, position: int) -> Iterator[int]:

@@ -70,12 +70,13 @@ def synchronise_norms(module: nn.Module, add_up: AddUp) -> None:
     Raises:
         InputError: a batch norm of another class; nothing has been changed then.
     """
-    norms = [part for part in module.modules() if isinstance(part, nn.BatchNorm2d)]
-    for norm in norms:
-        if type(norm) not in _forms() and not isinstance(norm, SyncBatchNorm2d):
-            raise InputError(f"batch norm over all processes: there is none for {type(norm).__name__}")
-    for norm in norms:
-        norm.__class__ = _forms().get(type(norm), type(norm))
+    forms = _forms()
+    norms = {name: part for name, part in module.named_modules() if isinstance(part, nn.BatchNorm2d)}
+    for name, norm in norms.items():
+        if type(norm) not in forms and not isinstance(norm, SyncBatchNorm2d):
+            raise InputError(f"batch norm over all processes: there is none for {name}, a {type(norm).__name__}")
+    for norm in norms.values():
+        norm.__class__ = forms.get(type(norm), type(norm))
         assert isinstance(norm, SyncBatchNorm2d)
         norm.add_up = add_up
 

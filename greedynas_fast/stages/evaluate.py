@@ -163,7 +163,7 @@ def _subject(context: StageContext) -> _Subject:
 
 
 def _network(context: StageContext) -> tuple[nn.Module, Architecture, str, Statistics]:
-    """The first, second, fourth and fifth of a `_Subject`."""
+    """`network`, `trained`, `weights` and `statistics` of a `_Subject`; the network where it was made."""
     asked = context.config.evaluate.path
     if asked is not None:
         path, _ = chosen_path(context, asked)

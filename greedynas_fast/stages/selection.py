@@ -84,10 +84,11 @@ class Selection:
     def _figures(self, network: nn.Module) -> dict[str, Any]:
         assert self._split is not None
         context = self._context
-        # Parameters are the same on all ranks; running statistics are each rank's own, and those of rank 0 count.
-        buffers = list(network.buffers())
-        for buffer, first in zip(buffers, context.world.broadcast([b.cpu() for b in buffers]), strict=True):
-            buffer.copy_(first)
+        if context.world.size > 1:
+            # Parameters are the same on all ranks; running statistics are each rank's own, and those of rank 0 count.
+            buffers = list(network.buffers())
+            for buffer, first in zip(buffers, context.world.broadcast([b.cpu() for b in buffers]), strict=True):
+                buffer.copy_(first)
         return measure(network, self._split, context.config.evaluate.batch_size, context.device, context.world)
 
     def _keep(self, row: dict[str, Any]) -> None:

@@ -117,7 +117,6 @@ class BankSGD:
             raise InputError(f"loss_scale: expected a finite number above 0, got {loss_scale}")
         return self._update(self._buffers, self.blocks(path), self._rule, lr, loss_scale)
 
-    @torch.no_grad()
     def use_average(self) -> None:
         """Give the parameters the values of their moving average, if there is one."""
         if self.ema_buffer is not None:

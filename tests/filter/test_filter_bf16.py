@@ -7,7 +7,6 @@ import numpy.typing as npt
 import pytest
 import torch
 
-from greedynas_fast import _core
 from greedynas_fast.filter import FilterEngine, PathFilter
 
 Paths = npt.NDArray[np.uint8]
@@ -32,16 +31,6 @@ def network(layers: int, hidden: int) -> PathFilter:
 
 def random_paths(layers: int, count: int, seed: int = 0) -> Paths:
     return np.random.default_rng(seed).integers(0, 13, (count, layers)).astype(np.uint8)
-
-
-@pytest.fixture(params=_core.build_info()["cpu_levels"])
-def level(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """The CPU level whose bf16 kernel is used; those that this machine lacks are skipped."""
-    name: str = request.param
-    if not _core.cpu_isa_available(name):
-        pytest.skip(f"this machine cannot run {name}")
-    monkeypatch.setenv("GREEDYNAS_CPU_ISA", name)
-    return name
 
 
 @pytest.mark.parametrize("hidden", HIDDEN)

@@ -42,14 +42,6 @@ def exact(net: PathFilter, batch: npt.NDArray[np.uint8]) -> npt.NDArray[np.float
     return copy.deepcopy(net).double().log_prob_weak(batch).numpy()
 
 
-@pytest.fixture(params=LEVELS)
-def level(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    if not _core.cpu_isa_available(request.param):
-        pytest.skip(f"this machine cannot run {request.param}")
-    monkeypatch.setenv("GREEDYNAS_CPU_ISA", request.param)
-    return str(request.param)
-
-
 @pytest.mark.parametrize(
     ("num_ops", "hidden"),
     [((13,) * 21, 128), (NUM_OPS, 1), (NUM_OPS, 9), (NUM_OPS, 48), ((2, 32), 256), ((2,) * 64, 16)],

@@ -29,7 +29,10 @@ def _obstacle() -> str | None:
     return None
 
 
-@pytest.mark.skipif(_obstacle() is not None, reason=str(_obstacle()))
+OBSTACLE = _obstacle()
+
+
+@pytest.mark.skipif(OBSTACLE is not None, reason=str(OBSTACLE))
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 def test_interpreted(path: Path) -> None:
     allowed = ["-W", "ignore:Conversion of an array:DeprecationWarning"]

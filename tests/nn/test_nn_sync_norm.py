@@ -128,6 +128,6 @@ class _OtherNorm(nn.BatchNorm2d):
 
 def test_an_unknown_batch_norm_is_refused() -> None:
     model = nn.Sequential(nn.BatchNorm2d(3), _OtherNorm(3))
-    with pytest.raises(InputError, match="there is none for _OtherNorm"):
+    with pytest.raises(InputError, match="there is none for 1, a _OtherNorm"):
         synchronise_norms(model, all_reduce)
     assert [type(norm) for norm in model] == [nn.BatchNorm2d, _OtherNorm]

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from greedynas_fast import _core, paths
+from greedynas_fast import paths
 from greedynas_fast.errors import InputError
 
 batches = st.tuples(st.integers(0, 20), st.integers(1, paths.MAX_LAYERS)).flatmap(
@@ -27,13 +27,6 @@ def bit_keys(batch: np.ndarray) -> np.ndarray:
     bits = np.unpackbits(batch[:, :, None], axis=2)[:, :, 3:].reshape(len(batch), 5 * batch.shape[1])
     filled = np.pad(bits, ((0, 0), (0, 128 - bits.shape[1])))
     return np.packbits(filled, axis=1).view(">u8").astype(np.uint64)
-
-
-@pytest.fixture(params=[level for level in _core.build_info()["cpu_levels"] if _core.cpu_isa_available(level)])
-def level(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    monkeypatch.setenv("GREEDYNAS_CPU_ISA", request.param)
-    assert _core.cpu_isa() == request.param
-    return str(request.param)
 
 
 @pytest.mark.usefixtures("level")

@@ -1,7 +1,9 @@
-// Sixteen floats: AVX-512 F and DQ. See vec_generic.h for the interface.
+// Sixteen floats: AVX-512 F, BW and DQ. See vec_generic.h for the interface.
 #pragma once
 
 #include <immintrin.h>
+
+#include <cstdint>
 
 #include "cpu/vec_generic.h"
 
@@ -32,6 +34,18 @@ struct VecAvx512 {
     return result;
   }
   GREEDYNAS_VEC_INLINE void store(float* p) const { _mm512_storeu_ps(p, v); }
+
+  // bf16 numbers, and the upper halves of floats that are bf16 numbers: GCC would convert by halves of a vector.
+  GREEDYNAS_VEC_INLINE static VecAvx512 load_bf16(const std::uint16_t* p) {
+    const __m256i halves = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+    return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(halves), 16))};
+  }
+  GREEDYNAS_VEC_INLINE void store_upper_halves(std::uint16_t* p) const {
+    const __m512i odd = _mm512_set_epi32(0, 0, 0, 0, 0, 0, 0, 0, 0x1F001D, 0x1B0019, 0x170015, 0x130011, 0xF000D,
+                                         0xB0009, 0x70005, 0x30001);
+    const __m512i halves = _mm512_permutexvar_epi16(odd, _mm512_castps_si512(v));
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_castsi512_si256(halves));
+  }
 
   GREEDYNAS_VEC_INLINE friend VecAvx512 operator+(VecAvx512 a, VecAvx512 b) { return {_mm512_add_ps(a.v, b.v)}; }
   GREEDYNAS_VEC_INLINE friend VecAvx512 operator-(VecAvx512 a, VecAvx512 b) { return {_mm512_sub_ps(a.v, b.v)}; }

@@ -1,23 +1,13 @@
 // What mixconv needs of a vector type besides its common interface: bf16 in memory, parts of a vector, comparisons.
-// Written over the compiler's own vectors, which all vector types contain; GCC converts those of 512 bits by halves, so
-// AVX-512 has its own conversions.
+// Written over the compiler's own vectors, which all vector types contain, unless a vector type has conversions of its
+// own.
 #pragma once
 
 #include <cstdint>
 
 #include "cpu/vec_generic.h"
-#ifdef __AVX512BW__
-#include "cpu/vec_avx512.h"
-#endif
 
 namespace greedynas::blocks {
-
-template <class V>
-inline constexpr bool kMixconvAvx512Vector = false;
-#ifdef __AVX512BW__
-template <bool kFast>
-inline constexpr bool kMixconvAvx512Vector<cpu::VecAvx512<kFast>> = true;
-#endif
 
 template <class V>
 struct MixconvLanes {
@@ -31,13 +21,9 @@ GREEDYNAS_VEC_INLINE V load_elements(const float* p) {
 }
 template <class V>
 GREEDYNAS_VEC_INLINE V load_elements(const std::uint16_t* p) {
-#ifdef __AVX512BW__
-  if constexpr (kMixconvAvx512Vector<V>) {
-    const __m256i halves = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
-    return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(halves), 16))};
-  } else
-#endif
-  {
+  if constexpr (requires { V::load_bf16(p); }) {
+    return V::load_bf16(p);
+  } else {
     using Lanes = MixconvLanes<V>;
     typename Lanes::Halves halves;
     __builtin_memcpy(&halves, p, sizeof halves);
@@ -65,15 +51,9 @@ GREEDYNAS_VEC_INLINE void store_elements(float* p, V value) {
 }
 template <class V>
 GREEDYNAS_VEC_INLINE void store_elements(std::uint16_t* p, V value) {
-#ifdef __AVX512BW__
-  if constexpr (kMixconvAvx512Vector<V>) {
-    const __m512i upper = _mm512_set_epi32(0, 0, 0, 0, 0, 0, 0, 0, 0x1F001D, 0x1B0019, 0x170015, 0x130011, 0xF000D,
-                                           0xB0009, 0x70005, 0x30001);  // the odd halves
-    const __m512i halves = _mm512_permutexvar_epi16(upper, _mm512_castps_si512(value.v));
-    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_castsi512_si256(halves));
-  } else
-#endif
-  {
+  if constexpr (requires { value.store_upper_halves(p); }) {
+    value.store_upper_halves(p);
+  } else {
     using Lanes = MixconvLanes<V>;
     typename Lanes::Words words;
     __builtin_memcpy(&words, &value.v, sizeof words);

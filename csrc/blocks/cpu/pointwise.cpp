@@ -20,9 +20,24 @@ using norm::Storage;
 constexpr int kBeyond = 16;                   // floats that products may read beyond the last row
 constexpr std::int64_t kNearWeights = 65536;  // 256 KB, of an L2 cache
 
-std::int64_t block_count(const Pointwise& layer) {
-  const std::int64_t rows = block_rows(layer.in, layer.out);
-  return (layer.rows + rows - 1) / rows;
+std::int64_t blocks_of(const Pointwise& layer, std::int64_t rows) { return (layer.rows + rows - 1) / rows; }
+
+std::int64_t backward_rows(const Pointwise& layer) { return block_rows(layer.in, layer.out); }
+
+// In the forward pass what is written is done with a few columns at a time, so that only the rows that are read need
+// stay in the caches.
+constexpr int kColumns = 192;  // a multiple of the panels of all levels
+
+// Of at least eight blocks, for the threads.
+std::int64_t forward_rows(const Pointwise& layer) {
+  const std::int64_t share = (layer.rows / 8 + kTileRows - 1) / kTileRows * kTileRows;
+  return std::min(block_rows(layer.in, 1), std::max(share, kTileRows));
+}
+
+// body(first, columns) for ranges of the columns of a matrix.
+template <class Body>
+void for_columns(int columns, const Body& body) {
+  for (int first = 0; first < columns; first += kColumns) body(first, std::min(kColumns, columns - first));
 }
 
 // Ranges of blocks that have a gradient of the weight of their own in the backward pass.
@@ -47,7 +62,8 @@ struct Workspace {
     zeros = pieces.take(widest);
     weights = pieces.take((part_count(layer) - 1) * weight_floats(layer));
     coefficients = pieces.take(norm::kCoefficients * padded(layer.out));
-    accumulators = pieces.take(3 * block_count(layer) * width);
+    accumulators = pieces.take(
+        3 * std::max(blocks_of(layer, forward_rows(layer)), blocks_of(layer, backward_rows(layer))) * width);
     floats = pieces.taken();
   }
   float* accumulator(std::int64_t block, int which) const { return accumulators + (3 * block + which) * width; }
@@ -79,7 +95,14 @@ class Call {
     for (int g = 0; g < layer_.groups; ++g) {
       const float* const from = weight + static_cast<std::int64_t>(g) * out * in;
       float* const to = space_.packed + g * space_.packed_group;
-      transposed ? gemm_.pack(from, in, 1, out, in, to) : gemm_.pack(from, 1, in, in, out, to);
+      if (transposed) {
+        gemm_.pack(from, in, 1, out, in, to);
+      } else {
+        for_columns(out, [&](int first, int columns) {
+          gemm_.pack(from + static_cast<std::int64_t>(first) * in, 1, in, in, columns,
+                     to + static_cast<std::int64_t>(first) * in);
+        });
+      }
     }
   }
 
@@ -113,14 +136,28 @@ class Call {
   void forward(std::int64_t block, std::int64_t row, std::int64_t rows, float* y, bool moments) const {
     float* const to = y + row * layer_.out;
     GemmAhead ahead;
-    add_block(input_.x, row + rows, layer_.in, ahead);
-    add_block({y, layer_.out}, row + rows, layer_.out, ahead);
-    multiply(read(row, rows, false), rows, layer_.group_in(), layer_.group_out(), {nullptr, 0}, to, ahead);
-    if (!moments) return;
-    const norm::Shape shape{Storage::float32, rows, layer_.out, false};
-    float* const first = space_.accumulator(block, 2);  // what the means are relative to
-    std::copy_n(to, layer_.out, first);
-    norm_.moments(shape, {to, layer_.out}, first, space_.accumulator(block, 0), space_.accumulator(block, 1));
+    add_block(input_.x, row + rows, rows, layer_.in, ahead);
+    add_block({y, layer_.out}, row + rows, rows, layer_.out, ahead);
+    const GemmRows a = read(row, rows, false);
+    const int in = layer_.group_in(), out = layer_.group_out();
+    for (int g = 0; g < layer_.groups; ++g) {
+      for_columns(out, [&](int first, int columns) {
+        const int channel = g * out + first;
+        gemm_.multiply(a.after(g * in), rows, in,
+                       space_.packed + g * space_.packed_group + static_cast<std::int64_t>(first) * in, columns,
+                       {nullptr, 0}, to + channel, layer_.out, ahead);
+        if (moments && layer_.groups == 1) take_moments(block, to, rows, channel, columns);
+      });
+    }
+    if (moments && layer_.groups > 1) take_moments(block, to, rows, 0, layer_.out);
+  }
+
+  void take_moments(std::int64_t block, const float* y, std::int64_t rows, int channel, int channels) const {
+    float* const first = space_.accumulator(block, 2) + channel;  // what the means are relative to
+    std::copy_n(y + channel, channels, first);
+    norm::kernel_for(cpu::selected(), channels)
+        .moments({Storage::float32, rows, channels, false}, {y + channel, layer_.out}, first,
+                 space_.accumulator(block, 0) + channel, space_.accumulator(block, 1) + channel);
   }
 
   // The gradient of y of some rows.
@@ -139,10 +176,10 @@ class Call {
     const int in = layer_.group_in(), out = layer_.group_out();
     const GemmRows a = read(row, rows, true);
     GemmAhead ahead;
-    add_block(from.grad, row + rows, layer_.out, ahead);
-    add_block(from.y, row + rows, layer_.out, ahead);
-    add_block(input_.x, row + rows, layer_.in, ahead);
-    add_block({grad_x, layer_.in}, row + rows, layer_.in, ahead);
+    add_block(from.grad, row + rows, rows, layer_.out, ahead);
+    add_block(from.y, row + rows, rows, layer_.out, ahead);
+    add_block(input_.x, row + rows, rows, layer_.in, ahead);
+    add_block({grad_x, layer_.in}, row + rows, rows, layer_.in, ahead);
     for (int g = 0; g < layer_.groups; ++g) {
       float* const sums = grad_weight + static_cast<std::int64_t>(g) * out * in;
       gemm_.accumulate(grad.after(g * out), a.after(g * in), rows, out, in, sums, ahead);
@@ -161,8 +198,7 @@ class Call {
 
   // body(block, first row, rows)
   template <class Body>
-  void for_blocks(std::int64_t begin, std::int64_t end, const Body& body) const {
-    const std::int64_t rows = block_rows(layer_.in, layer_.out);
+  void for_blocks(std::int64_t rows, std::int64_t begin, std::int64_t end, const Body& body) const {
     for (std::int64_t block = begin; block < end; ++block) {
       body(block, block * rows, std::min(rows, layer_.rows - block * rows));
     }
@@ -171,9 +207,9 @@ class Call {
  private:
   // The block from this row on. Not beside large weights: they would be driven out of the cache, and their products
   // take so long that memory matters little.
-  void add_block(Input x, std::int64_t row, int channels, GemmAhead& ahead) const {
+  void add_block(Input x, std::int64_t row, std::int64_t block, int channels, GemmAhead& ahead) const {
     if (weight_floats(layer_) > kNearWeights) return;
-    add_rows(x, row, std::min(block_rows(layer_.in, layer_.out), layer_.rows - row), channels, ahead);
+    add_rows(x, row, std::min(block, layer_.rows - row), channels, ahead);
   }
 
   const Pointwise& layer_;
@@ -202,16 +238,17 @@ void pointwise(const Pointwise& layer, const PointwiseInput& input, const float*
                float* mean, float* variance) {
   const Call call(layer, input, workspace);
   call.pack(weight, false);
-  const std::int64_t blocks = block_count(layer);
+  const std::int64_t full = forward_rows(layer);
+  const std::int64_t blocks = blocks_of(layer, full);
   cpu::team_for(blocks, 1, layer.threads, [&](std::int64_t begin, std::int64_t end) {
-    call.for_blocks(begin, end, [&](std::int64_t block, std::int64_t row, std::int64_t rows) {
+    call.for_blocks(full, begin, end, [&](std::int64_t block, std::int64_t row, std::int64_t rows) {
       call.forward(block, row, rows, y, mean != nullptr);
     });
   });
   if (mean == nullptr) return;
   for (int c = 0; c < layer.out; ++c) {
     norm::JoinedMoments joined;
-    call.for_blocks(0, blocks, [&](std::int64_t block, std::int64_t, std::int64_t rows) {
+    call.for_blocks(full, 0, blocks, [&](std::int64_t block, std::int64_t, std::int64_t rows) {
       const auto of = [&](int which) { return static_cast<double>(call.space().accumulator(block, which)[c]); };
       joined.add(rows, of(2) + of(0), of(1));
     });
@@ -230,7 +267,8 @@ void pointwise_backward(const Pointwise& layer, const PointwiseGrad& grad, const
     coefficients = norm::known_coefficients(layer.rows, layer.out, *grad.norm, grad.known, space.coefficients);
   }
   const std::int64_t parts = part_count(layer);
-  const std::int64_t blocks = block_count(layer);
+  const std::int64_t full = backward_rows(layer);
+  const std::int64_t blocks = blocks_of(layer, full);
   const std::int64_t size = weight_floats(layer);
   const auto weight_of = [&](std::int64_t part) {
     return part == 0 ? gradients.weight : space.weights + (part - 1) * size;
@@ -239,7 +277,7 @@ void pointwise_backward(const Pointwise& layer, const PointwiseGrad& grad, const
     for (std::int64_t part = begin; part < end; ++part) {
       float* const sums = weight_of(part);
       std::fill_n(sums, size, 0.0F);
-      call.for_blocks(blocks * part / parts, blocks * (part + 1) / parts,
+      call.for_blocks(full, blocks * part / parts, blocks * (part + 1) / parts,
                       [&](std::int64_t block, std::int64_t row, std::int64_t rows) {
                         call.backward(block, row, rows, call.read(grad, coefficients, row, rows), add, gradients.x,
                                       sums, grad);

@@ -213,30 +213,33 @@ class Pointwise:
         grad_weight: int,
     ) -> None: ...
 
-def expanded_moments_floats(rows: int, in_channels: int, out_channels: int) -> int: ...
-def expanded_moments(
-    rows: int,
-    in_channels: int,
-    out_channels: int,
-    x: int,
-    x_stride: int,
-    weight: int,
-    workspace: int,
-    moments: int,
-    threads: int,
-) -> None: ...
-def expand_depthwise_floats(call: MixconvCall, in_channels: int) -> int: ...
-def expand_depthwise(
-    call: MixconvCall,
-    in_channels: int,
-    x: int,
-    x_stride: int,
-    weight: int,
-    workspace: int,
-    y: int,
-    moments: int,
-    threads: int,
-) -> None: ...
+class InvertedResidual:
+    def __init__(
+        self,
+        sizes: Sequence[int],
+        x: tuple[int, int],
+        expand: tuple[int, int],
+        project: tuple[int, int],
+        depthwise: Sequence[tuple[int, int, int]],
+        norms: Sequence[tuple[int, int, float]],
+        gate: Sequence[int],
+        gate_width: int,
+        codes: Sequence[int],
+        flags: Sequence[bool],
+        threads: int,
+    ) -> None: ...
+    def workspace_floats(self, keeps: bool) -> int: ...
+    def backward_workspace_floats(self) -> int: ...
+    def forward(self, moments: Sequence[int], kept: Sequence[int], workspace: int, y: int) -> None: ...
+    def backward(
+        self,
+        moments: Sequence[int],
+        kept: Sequence[int],
+        grad: tuple[int, int],
+        workspace: int,
+        gradients: Sequence[int],
+        depthwise: Sequence[int],
+    ) -> None: ...
 
 class SqueezeExcite:
     def __init__(

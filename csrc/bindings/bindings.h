@@ -14,8 +14,8 @@ T* at(std::uintptr_t address) {
 }
 
 void bind_blocks(pybind11::module_& m);
-void bind_expand_depthwise(pybind11::module_& m);
 void bind_filter(pybind11::module_& m);
+void bind_inverted_residual(pybind11::module_& m);
 void bind_norm(pybind11::module_& m);
 void bind_optim(pybind11::module_& m);
 void bind_paths(pybind11::module_& m);

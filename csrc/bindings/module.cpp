@@ -45,8 +45,8 @@ PYBIND11_MODULE(_core, m) {
   m.def("use_team", [](std::uintptr_t runner) { cpu::use_team(reinterpret_cast<cpu::TeamRunner>(runner)); });
   m.def("has_team", &cpu::has_team);
   greedynas::bindings::bind_blocks(m);
-  greedynas::bindings::bind_expand_depthwise(m);
   greedynas::bindings::bind_filter(m);
+  greedynas::bindings::bind_inverted_residual(m);
   greedynas::bindings::bind_norm(m);
   greedynas::bindings::bind_optim(m);
   greedynas::bindings::bind_paths(m);

@@ -6,7 +6,7 @@ choice is an attribute of each block, `use_backend` sets it. What is fused: floa
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any, Literal, cast, get_args
 
 import torch
@@ -51,7 +51,7 @@ class Fusable(nn.Module):
         if backend_of(x) != "core":
             obstacle = f"{x.dtype} on {x.device}"
         else:
-            obstacle = next((str(layer) for layer in layers or self.modules() if not self._stands_for(layer)), None)
+            obstacle = next((str(layer) for layer in layers or _parts(self) if not self._stands_for(layer)), None)
         if obstacle is not None and self.backend == "fused":
             raise InputError(
                 f"backend: no fused operation for {obstacle}; there are some for float32 and bfloat16 on the CPU, "
@@ -64,6 +64,15 @@ class Fusable(nn.Module):
         """Whether an operation can stand for this layer of the block. Hooks of the block itself are called anyway."""
         hooks = (layer._forward_hooks, layer._forward_pre_hooks, layer._backward_hooks, layer._backward_pre_hooks)
         return (layer is self or not any(hooks)) and has_operation(layer)
+
+
+def _parts(module: nn.Module) -> Iterator[nn.Module]:
+    """`module.modules()`, in any order: that takes longer than the rest of a small block."""
+    waiting = [module]
+    while waiting:
+        part = waiting.pop()
+        yield part
+        waiting += [child for child in part._modules.values() if child is not None]
 
 
 def use_backend(module: nn.Module, backend: Backend) -> None:

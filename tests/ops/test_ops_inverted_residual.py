@@ -8,8 +8,10 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
 from greedynas_fast.errors import InputError
+from greedynas_fast.ops import inverted_residual_core as core
 from greedynas_fast.ops.inverted_residual import Gate, Norm, backend, inverted_residual
 from greedynas_fast.reference.inverted_residual import inverted_residual as reference
 
@@ -155,13 +157,13 @@ def test_threads_do_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
     results = []
     before = torch.get_num_threads()
     try:
-        for threads in ("1", "2"):
+        torch.set_num_threads(4)
+        for threads in ("1", "2", "4"):
             monkeypatch.setenv("GREEDYNAS_NUM_THREADS", threads)
-            torch.set_num_threads(1)  # of torch's products
             results.append(with_gradients(inverted_residual, t, None, residual=True))
     finally:
         torch.set_num_threads(before)
-    assert all(torch.equal(value, results[1][name]) for name, value in results[0].items())
+    assert all(torch.equal(value, other[name]) for other in results[1:] for name, value in results[0].items())
 
 
 def test_operators() -> None:
@@ -177,6 +179,30 @@ def test_operators() -> None:
     torch.library.opcheck(
         torch.ops.greedynas.excite.default, (x, torch.randn(3, 24), affine[0], affine[1], "sigmoid", "relu")
     )
+
+
+@pytest.mark.parametrize("gated", [False, True])
+@pytest.mark.parametrize("expands", [False, True])
+def test_operators_of_the_block(expands: bool, gated: bool) -> None:
+    t = make((8, 24, 8) if expands else (24, 24, 24), (3, 5), (3, 4, 4), expands=expands, gated=gated)
+    norms = [(t[f"gamma{i}"], t[f"beta{i}"]) for i in (1, 2, 3)]
+    first = (t["pw"], *norms[0]) if expands else (None, None, None)
+    parameters = [*first, *norms[1], t["pwl"], *norms[2], *(t[f"se{i}"] for i in range(4))]
+    layer = (2, "relu", False, [1e-3, 1e-3, 1e-3], ["relu", "sigmoid"] if gated else ["", ""])
+    block = (t["x"], parameters, [t["dw0"], t["dw1"]])
+    y, moments, kept = core.forward_op(*block, [], *layer, True)
+    torch.library.opcheck(core.forward_op, (*block, [], *layer, True))
+    torch.library.opcheck(core.forward_op, (*block, moments, *layer, False))
+    grad = torch.randn_like(y)
+    torch.library.opcheck(core.backward_op, (grad, kept, True, *block, moments, *layer))
+    with FlopCounterMode(display=False) as counter:
+        core.forward_op(*block, [], *layer, False)
+        core.backward_op(grad, kept, True, *block, moments, *layer)
+    pixels = 3 * 4
+    forward = 4 * pixels * 24 * 8 if expands else 0
+    forward += pixels * (t["dw0"].numel() + t["dw1"].numel() + t["pwl"].numel())
+    forward += 2 * 3 * 4 * 24 if gated else 0
+    assert counter.get_total_flops() == 3 * 2 * forward
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,318 @@
+#include "blocks/inverted_residual.h"
+
+#include <algorithm>
+
+#include "blocks/cpu/gate_products.h"
+#include "blocks/cpu/pointwise_blocks.h"
+#include "blocks/expand_depthwise.h"
+
+namespace greedynas::blocks {
+namespace {
+
+using norm::Input;
+using norm::Prologue;
+using norm::Storage;
+
+// An expansion goes through memory unless that takes longer than its moments in advance: measured, from 8 MiB on, and
+// with so many rows that the covariance is small work beside the convolution.
+constexpr std::int64_t kLargeBytes = std::int64_t{8} << 20;
+constexpr std::int64_t kRowsAChannel = 16;
+
+bool expands_in_caches(const InvertedResidual& block) {
+  return block.expand != nullptr && block.expand_groups == 1 && block.rows() * block.middle * 4 >= kLargeBytes &&
+         block.rows() >= kRowsAChannel * block.in;
+}
+
+Prologue prologue_of(norm::Activation activation) {
+  switch (activation) {
+    case norm::Activation::relu:
+      return Prologue::affine_relu;
+    case norm::Activation::hard_swish:
+      return Prologue::affine_hard_swish;
+    case norm::Activation::silu:
+      return Prologue::affine_silu;
+    case norm::Activation::identity:
+      break;
+  }
+  return Prologue::affine;
+}
+
+MixconvActivation mixconv_activation(norm::Activation activation) {
+  switch (activation) {
+    case norm::Activation::relu:
+      return MixconvActivation::relu;
+    case norm::Activation::hard_swish:
+      return MixconvActivation::hard_swish;
+    case norm::Activation::silu:
+      return MixconvActivation::silu;
+    case norm::Activation::identity:
+      break;
+  }
+  return MixconvActivation::identity;
+}
+
+MixconvTensor image_tensor(const void* data, std::int64_t height, std::int64_t width, std::int64_t pixel) {
+  return {const_cast<void*>(data), height * width * pixel, width * pixel, pixel};
+}
+
+// A block's layers as the functions of this folder take them.
+struct Layers {
+  const InvertedResidual& block;
+  const Input none{nullptr, 0};
+
+  Pointwise expand() const { return {block.rows(), block.in, block.middle, block.threads, block.expand_groups}; }
+  Pointwise project() const { return {block.out_rows(), block.middle, block.out, block.threads, block.project_groups}; }
+  norm::Shape shape2() const { return norm::shape_of(Storage::float32, block.out_rows(), block.middle); }
+  norm::BnAct norm3(bool residual) const {
+    return {norm::shape_of(Storage::float32, block.out_rows(), block.out), norm::Activation::identity, residual,
+            block.threads};
+  }
+  norm::Channels channels(int which, const float* moments) const {
+    const BlockNorm& norm = block.norms[which];
+    return {moments, moments + (which == 2 ? block.out : block.middle), norm.weight, norm.bias, norm.eps};
+  }
+  // [2, middle]
+  void affine(int which, const float* moments, float* scale_shift) const {
+    norm::affine(block.middle, channels(which, moments), scale_shift, scale_shift + block.middle);
+  }
+  norm::SqueezeExcite squeeze(const float* scale_shift) const {
+    norm::Shape image = shape2();
+    image.rows = block.out_pixels();
+    return {image, block.batch, prologue_of(block.activation), scale_shift, scale_shift + block.middle, block.threads};
+  }
+  GateProducts gate() const { return {block.batch, block.middle, block.gate, block.threads}; }
+  PointwiseInput project_input(const float* z2, const float* scale_shift, const float* gates) const {
+    return {{z2, block.middle}, prologue_of(block.activation), scale_shift, scale_shift + block.middle, gates,
+            block.out_pixels()};
+  }
+  // Of x where nothing is expanded, else of z1.
+  MixconvCall depthwise(const float* z1, const float* scale_shift) const {
+    MixconvCall call{MixconvStorage::float32,
+                     MixconvStorage::float32,
+                     block.batch,
+                     block.height,
+                     block.width,
+                     block.stride,
+                     block.depthwise,
+                     {}};
+    if (block.expand == nullptr) {
+      call.x = image_tensor(block.x.data, block.height, block.width, block.x.stride);
+      return call;
+    }
+    call.x = image_tensor(z1, block.height, block.width, block.middle);
+    call.activation = mixconv_activation(block.activation);
+    call.scale = scale_shift;
+    call.shift = scale_shift + block.middle;
+    return call;
+  }
+  MixconvTensor image2(const float* data) const {
+    return image_tensor(data, (block.height - 1) / block.stride + 1, (block.width - 1) / block.stride + 1,
+                        block.middle);
+  }
+};
+
+std::int64_t mixconv_floats(const MixconvCall& call, int threads) {
+  return static_cast<std::int64_t>(mixconv_workspace_bytes(call, threads) / 4 + 1);
+}
+
+struct Space {
+  float *affine1, *affine2, *gates, *z1, *z2, *z3, *means, *hidden, *logits, *rest;
+  std::int64_t floats;
+
+  Space(const InvertedResidual& block, bool keeps, float* workspace) {
+    const Layers layers{block};
+    const bool gated = block.gate.reduce_weight != nullptr;
+    const bool in_caches = !keeps && expands_in_caches(block);
+    Pieces pieces(workspace);
+    affine1 = pieces.take(2 * block.middle);
+    affine2 = pieces.take(2 * block.middle);
+    gates = gated ? pieces.take(block.batch * block.middle) : nullptr;
+    const bool gate_here = gated && !keeps;
+    means = gate_here ? pieces.take(block.batch * block.middle) : nullptr;
+    logits = gate_here ? pieces.take(block.batch * block.middle) : nullptr;
+    hidden = gate_here ? pieces.take(block.batch * block.gate.width) : nullptr;
+    z1 = keeps || in_caches || block.expand == nullptr ? nullptr : pieces.take(block.rows() * block.middle);
+    z2 = keeps ? nullptr : pieces.take(block.out_rows() * block.middle);
+    z3 = keeps ? nullptr : pieces.take(block.out_rows() * block.out);
+    const MixconvCall call = layers.depthwise(nullptr, nullptr);
+    std::int64_t most = std::max({blocks::workspace_floats(layers.project()), norm::workspace_floats(layers.shape2()),
+                                  norm::workspace_floats(layers.norm3(false).shape)});
+    if (in_caches) {
+      most = std::max({most, expanded_moments_floats(layers.expand()),
+                       expand_depthwise_floats({layers.expand(), block.x, block.expand, call})});
+    } else {
+      most = std::max(most, mixconv_floats(call, block.threads));
+      if (block.expand != nullptr) most = std::max(most, blocks::workspace_floats(layers.expand()));
+    }
+    if (gated) {
+      most = std::max({most, norm::workspace_floats(layers.squeeze(nullptr)), blocks::workspace_floats(layers.gate())});
+    }
+    rest = pieces.take(most);
+    floats = pieces.taken();
+  }
+};
+
+struct BackwardSpace {
+  float *affine1, *affine2, *gates, *grad_gates, *grad_means, *grad_affine1, *grad_affine2, *statistics;
+  float *grad_z2, *through_gate, *grad_z1, *rest;
+  std::int64_t floats;
+
+  BackwardSpace(const InvertedResidual& block, float* workspace) {
+    const Layers layers{block};
+    const bool gated = block.gate.reduce_weight != nullptr;
+    const std::int64_t images = gated ? block.batch * block.middle : 0;
+    Pieces pieces(workspace);
+    affine1 = pieces.take(2 * block.middle);
+    affine2 = pieces.take(2 * block.middle);
+    grad_affine1 = pieces.take(2 * block.middle);
+    grad_affine2 = pieces.take(2 * block.middle);
+    statistics = pieces.take(2 * block.middle);
+    gates = pieces.take(images);
+    grad_gates = pieces.take(images);
+    grad_means = pieces.take(images);
+    // The gradient of z2 before it has gone through the gate is not needed any more where that of z1 is made.
+    const std::int64_t floats2 = block.out_rows() * block.middle;
+    const std::int64_t floats1 = block.expand == nullptr ? 0 : block.rows() * block.middle;
+    grad_z1 = pieces.take(std::max(floats1, gated ? floats2 : 0));
+    through_gate = gated ? grad_z1 : nullptr;
+    grad_z2 = pieces.take(floats2);
+    const MixconvCall call = layers.depthwise(nullptr, nullptr);
+    std::int64_t most =
+        std::max({blocks::workspace_floats(layers.project()), norm::workspace_floats(layers.shape2()),
+                  norm::workspace_floats(layers.norm3(false).shape), mixconv_floats(call, block.threads)});
+    if (block.expand != nullptr) most = std::max(most, blocks::workspace_floats(layers.expand()));
+    if (gated) {
+      most = std::max({most, norm::workspace_floats(layers.squeeze(nullptr)), blocks::workspace_floats(layers.gate())});
+    }
+    rest = pieces.take(most);
+    floats = pieces.taken();
+  }
+};
+
+// to [rows, channels] += from.
+void add_to(Input from, std::int64_t rows, int channels, int threads, float* to) {
+  cpu::team_for(rows, std::max(1, (1 << 14) / channels), threads, [&](std::int64_t begin, std::int64_t end) {
+    for (std::int64_t row = begin; row < end; ++row) {
+      const float* const more = static_cast<const float*>(from.data) + row * from.stride;
+      for (int c = 0; c < channels; ++c) to[row * channels + c] += more[c];
+    }
+  });
+}
+
+// The expansion and the depthwise convolution; z1 is nullptr if it need not be made.
+void expand_and_convolve(const Layers& layers, const InvertedResidualTensors& tensors, const Space& space, float* z1,
+                         float* z2) {
+  const InvertedResidual& block = layers.block;
+  float* const moments1 = tensors.moments[0];
+  float* const mean1 = block.batch_statistics ? moments1 : nullptr;
+  float* const variance1 = mean1 == nullptr ? nullptr : mean1 + block.middle;
+  float* const mean2 = block.batch_statistics ? tensors.moments[1] : nullptr;
+  float* const variance2 = mean2 == nullptr ? nullptr : mean2 + block.middle;
+  if (block.expand != nullptr && z1 == nullptr) {
+    if (mean1 != nullptr) expanded_moments(layers.expand(), block.x, block.expand, space.rest, mean1, variance1);
+    layers.affine(0, moments1, space.affine1);
+    expand_depthwise({layers.expand(), block.x, block.expand, layers.depthwise(nullptr, space.affine1)}, space.rest, z2,
+                     mean2, variance2);
+    return;
+  }
+  if (block.expand != nullptr) {
+    pointwise(layers.expand(), {block.x, Prologue::none, nullptr, nullptr, nullptr, 0}, block.expand, space.rest, z1,
+              mean1, variance1);
+    layers.affine(0, moments1, space.affine1);
+  }
+  mixconv_forward(layers.depthwise(z1, space.affine1), layers.image2(z2), nullptr, space.rest, block.threads);
+  if (mean2 == nullptr) return;
+  norm::moments(layers.shape2(), {z2, block.middle}, block.threads, space.rest, mean2, variance2);
+}
+
+}  // namespace
+
+std::int64_t workspace_floats(const InvertedResidual& block, bool keeps) { return Space(block, keeps, nullptr).floats; }
+
+std::int64_t backward_workspace_floats(const InvertedResidual& block) { return BackwardSpace(block, nullptr).floats; }
+
+void forward(const InvertedResidual& block, const InvertedResidualTensors& tensors, float* workspace, float* y) {
+  const Layers layers{block};
+  const bool keeps = tensors.z2 != nullptr;
+  const Space space(block, keeps, workspace);
+  float *const z1 = keeps ? tensors.z1 : space.z1, *const z2 = keeps ? tensors.z2 : space.z2;
+  float* const z3 = keeps ? tensors.z3 : space.z3;
+  expand_and_convolve(layers, tensors, space, z1, z2);
+  layers.affine(1, tensors.moments[1], space.affine2);
+  if (space.gates != nullptr) {
+    float* const means = keeps ? tensors.means : space.means;
+    norm::squeeze(layers.squeeze(space.affine2), {z2, block.middle}, space.rest, means);
+    gate_products(layers.gate(), means, space.rest, keeps ? tensors.hidden : space.hidden,
+                  keeps ? tensors.logits : space.logits, space.gates);
+  }
+  float* const moments3 = tensors.moments[2];
+  float* const mean3 = block.batch_statistics ? moments3 : nullptr;
+  pointwise(layers.project(), layers.project_input(z2, space.affine2, space.gates), block.project, space.rest, z3,
+            mean3, mean3 == nullptr ? nullptr : mean3 + block.out);
+  norm::forward(layers.norm3(block.residual), {z3, block.out}, layers.channels(2, moments3), block.x, space.rest, y);
+}
+
+void backward(const InvertedResidual& block, const InvertedResidualTensors& tensors, Input grad, float* workspace,
+              const InvertedResidualGradients& gradients) {
+  const Layers layers{block};
+  const BackwardSpace space(block, workspace);
+  const float* const* const moments = tensors.moments;
+  const auto known = [&](int which, int channels, bool scaled) {
+    const float* const weight = block.batch_statistics ? gradients.norms[which] : nullptr;
+    return norm::KnownGradients{weight, weight == nullptr ? nullptr : weight + channels, scaled};
+  };
+  const norm::Channels channels3 = layers.channels(2, moments[2]);
+  norm::backward(layers.norm3(false), false, grad, {tensors.z3, block.out}, channels3, layers.none, space.rest,
+                 {nullptr, nullptr, gradients.norms[2], gradients.norms[2] + block.out});
+
+  layers.affine(1, moments[1], space.affine2);
+  const bool gated = block.gate.reduce_weight != nullptr;
+  if (gated) gates_of(layers.gate(), tensors.logits, space.gates);
+  float* const grad_a = gated ? space.through_gate : space.grad_z2;
+  float *const grad_scale2 = space.grad_affine2, *const grad_shift2 = grad_scale2 + block.middle;
+  pointwise_backward(layers.project(), {grad, {tensors.z3, block.out}, &channels3, known(2, block.out, false)},
+                     layers.project_input(tensors.z2, space.affine2, gated ? space.gates : nullptr), block.project,
+                     layers.none, space.rest, {grad_a, grad_scale2, grad_shift2, gradients.project});
+  if (gated) {
+    const norm::SqueezeExcite squeeze = layers.squeeze(space.affine2);
+    const Input from{grad_a, block.middle}, z2{tensors.z2, block.middle};
+    norm::excite_backward(squeeze, from, z2, space.rest, space.grad_gates);
+    gate_products_backward(layers.gate(), space.grad_gates, tensors.means, tensors.hidden, tensors.logits, space.rest,
+                           {space.grad_means, gradients.reduce_weight, gradients.reduce_bias, gradients.expand_weight,
+                            gradients.expand_bias});
+    norm::squeeze_backward(squeeze, from, z2, space.gates, space.grad_means, space.rest, space.grad_z2, grad_scale2,
+                           grad_shift2);
+  }
+
+  const norm::Channels channels2 = layers.channels(1, moments[1]);
+  norm::known_from_affine(block.middle, channels2, grad_scale2, grad_shift2, gradients.norms[1],
+                          gradients.norms[1] + block.middle);
+  // What comes through the moments of z2 is added where the depthwise convolution reads the gradient.
+  if (block.batch_statistics) {
+    norm::statistics_gradient(block.out_rows(), block.middle, channels2, known(1, block.middle, false),
+                              space.statistics, space.statistics + block.middle);
+  }
+  const bool expands = block.expand != nullptr;
+  if (expands) layers.affine(0, moments[0], space.affine1);
+  const MixconvTensor grad_x = image_tensor(gradients.x, block.height, block.width, block.middle);
+  const MixconvTensor grad_z1 = image_tensor(space.grad_z1, block.height, block.width, block.middle);
+  const MixconvBackward depthwise{layers.image2(space.grad_z2), block.batch_statistics ? space.statistics : nullptr,
+                                  layers.image2(tensors.z2), expands ? grad_z1 : grad_x,
+                                  expands ? space.grad_affine1 : nullptr};
+  mixconv_backward(layers.depthwise(tensors.z1, space.affine1), depthwise, space.rest, block.threads);
+  if (!expands) {
+    if (block.residual) add_to(grad, block.rows(), block.in, block.threads, gradients.x);
+    return;
+  }
+
+  const norm::Channels channels1 = layers.channels(0, moments[0]);
+  norm::known_from_affine(block.middle, channels1, space.grad_affine1, space.grad_affine1 + block.middle,
+                          gradients.norms[0], gradients.norms[0] + block.middle);
+  pointwise_backward(
+      layers.expand(),
+      {{space.grad_z1, block.middle}, {tensors.z1, block.middle}, &channels1, known(0, block.middle, true)},
+      {block.x, Prologue::none, nullptr, nullptr, nullptr, 0}, block.expand, block.residual ? grad : layers.none,
+      space.rest, {gradients.x, nullptr, nullptr, gradients.expand});
+}
+
+}  // namespace greedynas::blocks

@@ -1,0 +1,287 @@
+"""A whole inverted residual as one call of the compiled core: csrc/blocks/inverted_residual.h. float32 on the CPU.
+
+Parameters are, in this order: expand weight [C, C_in / G, 1, 1], weight and bias of its norm; those of the second norm;
+project weight, weight and bias of its norm; the four of the gate. What the block does not have is None.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
+
+from greedynas_fast import _core
+
+from .bn_core import ACTIVATIONS, ready
+from .library import define, fake, implement
+from .rows import rows_of, threads
+
+# gate: activation and gate, two empty strings without one. moments: [2, C] of the norms, or none at all for those of
+# the batch. Gives y; the moments [2, C] of the batch, if they are taken; and with `keep` z1, z2, z3, means, hidden and
+# logits, empty where there is no such thing: what the backward pass needs.
+_BLOCK = (
+    "Tensor x, Tensor?[] parameters, Tensor[] weights, Tensor[] moments, int stride, str activation, bool residual, "
+    "float[] eps, str[] gate"
+)
+define(f"inverted_residual({_BLOCK}, bool keep) -> (Tensor, Tensor[], Tensor[])")
+# moments are always given here. Gives the gradients of x; of the weights of expansion and projection; [2, C] of weight
+# and bias of the three norms; of the gate's parameters; and of the depthwise weights; empty where there is none.
+define(f"inverted_residual_backward(Tensor grad, Tensor[] kept, bool batch_statistics, {_BLOCK}) -> Tensor[]")
+forward_op = torch.ops.greedynas.inverted_residual.default
+backward_op = torch.ops.greedynas.inverted_residual_backward.default
+
+_Parameters = Sequence[Tensor | None]
+_NUM_PARAMETERS = 12
+_CONVOLUTIONS, _GATE = (0, 5), slice(8, 12)  # of these
+_NOT_DEPTHWISE = 10  # gradients before those of the depthwise weights
+
+
+class Options(NamedTuple):
+    """What is not a tensor.
+
+    Attributes:
+        stride: of the depthwise convolution.
+        activation: of the first two norms.
+        residual: add x to the result.
+        eps: of the three norms.
+        gate: its activation and its gate; two empty strings without one.
+        batch_statistics: normalise by the moments of the batch.
+    """
+
+    stride: int
+    activation: str
+    residual: bool
+    eps: tuple[float, float, float]
+    gate: tuple[str, str]
+    batch_statistics: bool
+
+
+def forward(
+    x: Tensor, o: Options, given: list[Tensor], parameters: _Parameters, keep: bool
+) -> tuple[Tensor, list[Tensor], Sequence[Tensor]]:
+    """Run the block.
+
+    Args:
+        x: float32 [N, C_in, H, W], channels-last, not empty.
+        o: see `Options`.
+        given: moments float32 [2, C] of the norms; none for those of the batch.
+        parameters: the twelve, and the depthwise weights.
+        keep: whether there will be a backward pass.
+
+    Returns:
+        y, the moments of the norms, and with `keep` z1, z2, z3, means, hidden and logits.
+    """
+    own, weights = parameters[:_NUM_PARAMETERS], parameters[_NUM_PARAMETERS:]
+    y, found, kept = forward_op(x, own, weights, given, *o[:5], keep)
+    return y, given or found, kept
+
+
+def backward(
+    grad: Tensor, kept: Sequence[Tensor], x: Tensor, o: Options, moments: Sequence[Tensor], parameters: _Parameters
+) -> tuple[Tensor | None, ...]:
+    """Gradients of x and of all parameters, each of its dtype; None where there is no such parameter.
+
+    Args:
+        grad: of y, float32 [N, C_out, ..], channels-last.
+        kept: as the forward pass gave it.
+        x: as the forward pass took it.
+        o: as well.
+        moments: as the forward pass gave them.
+        parameters: as it took them.
+    """
+    own, weights = parameters[:_NUM_PARAMETERS], parameters[_NUM_PARAMETERS:]
+    grad_x, expand, project, *rest = backward_op(grad, kept, o.batch_statistics, x, own, weights, moments, *o[:5])
+    norms = [part for pair in rest[:3] for part in (pair.unbind() if pair.numel() else (None, None))]
+    found = (expand, *norms[:4], project, *norms[4:], *rest[3:])
+    return (grad_x, *(_like(value, p) for value, p in zip(found, parameters, strict=True)))
+
+
+def _like(grad: Tensor | None, parameter: Tensor | None) -> Tensor | None:
+    return None if grad is None or parameter is None else grad.to(parameter.dtype)
+
+
+class _Block:
+    """The block as the core takes it, and the tensors that it points to."""
+
+    def __init__(self, x: Tensor, parameters: _Parameters, weights: Sequence[Tensor], o: Options) -> None:
+        x, _, x_stride = rows_of(x)
+        parameters = [None if value is None else ready(value) for value in parameters]
+        weights = [ready(weight) for weight in weights]
+        expand, _, _, _, _, project, *_ = parameters
+        reduce = parameters[8]
+        assert project is not None
+        middle = sum(weight.shape[0] for weight in weights)
+        batch, channels, height, width = x.shape
+        at = [_address(value) for value in parameters]
+        self._alive = (x, parameters, weights)
+        self.core = _core.InvertedResidual(
+            (batch, height, width, channels, middle, project.shape[0], o.stride),
+            (x.data_ptr(), x_stride),
+            (at[0], 1 if expand is None else channels // expand.shape[1]),
+            (at[5], middle // project.shape[1]),
+            [(weight.shape[0], weight.shape[-1], weight.data_ptr()) for weight in weights],
+            ((at[1], at[2], o.eps[0]), (at[3], at[4], o.eps[1]), (at[6], at[7], o.eps[2])),
+            (at[8], at[9], at[10], at[11]),
+            0 if reduce is None else reduce.shape[0],
+            (ACTIVATIONS[o.activation], ACTIVATIONS[o.gate[0] or "identity"]),
+            (o.residual, o.batch_statistics, o.gate[1] == "sigmoid"),
+            threads(),
+        )
+
+
+def _forward(
+    x: Tensor,
+    parameters: _Parameters,
+    weights: Sequence[Tensor],
+    moments: Sequence[Tensor],
+    *options_and_keep: Any,
+) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+    *options, keep = options_and_keep
+    o = Options._make((*options, not moments))
+    y, found, kept = _outputs(x, parameters, weights, moments, o.stride, keep)
+    block = _Block(x, parameters, weights, o)
+    workspace = _workspace(block.core.workspace_floats(keep))
+    normalising = three(moments or found)
+    places = _addresses(kept) if keep else (0,) * 6
+    block.core.forward(_addresses(normalising), places, workspace.data_ptr(), y.data_ptr())
+    return y, found, kept
+
+
+def _backward(
+    grad: Tensor,
+    kept: Sequence[Tensor],
+    batch_statistics: bool,
+    x: Tensor,
+    parameters: _Parameters,
+    weights: Sequence[Tensor],
+    moments: Sequence[Tensor],
+    *options: Any,
+) -> list[Tensor]:
+    block = _Block(x, parameters, weights, Options._make((*options, batch_statistics)))
+    workspace = _workspace(block.core.backward_workspace_floats())
+    grad, _, grad_stride = rows_of(grad)
+    gradients = _gradients(x, parameters, weights, moments)
+    addresses = _addresses(gradients)
+    block.core.backward(
+        _addresses(three(moments)),
+        _addresses(kept),
+        (grad.data_ptr(), grad_stride),
+        workspace.data_ptr(),
+        addresses[:_NOT_DEPTHWISE],
+        addresses[_NOT_DEPTHWISE:],
+    )
+    return gradients
+
+
+def _gradients(
+    x: Tensor, parameters: _Parameters, weights: Sequence[Tensor], moments: Sequence[Tensor]
+) -> list[Tensor]:
+    def like(parameter: Tensor | None) -> Tensor:
+        return x.new_empty(0 if parameter is None else parameter.shape, dtype=torch.float32)
+
+    return [
+        torch.empty_like(x, memory_format=torch.channels_last),
+        *(like(parameters[i]) for i in _CONVOLUTIONS),
+        *(like(value) for value in three(moments)),
+        *(like(value) for value in parameters[_GATE]),
+        *(like(weight) for weight in weights),
+    ]
+
+
+def _outputs(
+    x: Tensor, parameters: _Parameters, weights: Sequence[Tensor], moments: Sequence[Tensor], stride: int, keep: bool
+) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+    n, _, height, width = x.shape
+    expand, project, reduce = parameters[0], parameters[5], parameters[8]
+    assert project is not None
+    middle, channels = sum(weight.shape[0] for weight in weights), project.shape[0]
+    out_height, out_width = (height - 1) // stride + 1, (width - 1) // stride + 1
+    y = _image(x, n, channels, out_height, out_width)
+    norms = ([] if expand is None else [middle]) + [middle, channels]
+    found = [] if moments else [x.new_empty((2, c), dtype=torch.float32) for c in norms]
+    if not keep:
+        return y, found, []
+    z1 = x.new_empty(0) if expand is None else _image(x, n, middle, height, width)
+    z2, z3 = (_image(x, n, c, out_height, out_width) for c in (middle, channels))
+    hidden = 0 if reduce is None else reduce.shape[0]
+    of_gate = [x.new_empty((n, c) if hidden else 0, dtype=torch.float32) for c in (middle, hidden, middle)]
+    return y, found, [z1, z2, z3, *of_gate]
+
+
+def _image(like: Tensor, n: int, channels: int, height: int, width: int) -> Tensor:
+    return like.new_empty((n, height, width, channels)).permute(0, 3, 1, 2)
+
+
+def _workspace(floats: int) -> Tensor:
+    return torch.empty(floats, dtype=torch.float32)
+
+
+def three(values: Sequence[Tensor]) -> list[Tensor | None]:
+    """Those of the three norms; a block that does not expand has no first one."""
+    return [*(None for _ in range(3 - len(values))), *values]
+
+
+def _address(value: Tensor | None) -> int:
+    return 0 if value is None else value.data_ptr()
+
+
+def _addresses(values: Sequence[Tensor | None]) -> tuple[int, ...]:
+    return tuple(0 if value is None else value.data_ptr() for value in values)
+
+
+implement("inverted_residual", _forward)
+implement("inverted_residual_backward", _backward)
+
+
+@fake("inverted_residual")
+def _(
+    x: Tensor,
+    parameters: _Parameters,
+    weights: Sequence[Tensor],
+    moments: Sequence[Tensor],
+    stride: int,
+    *rest: Any,
+) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+    return _outputs(x, parameters, weights, moments, stride, rest[-1])
+
+
+@fake("inverted_residual_backward")
+def _(
+    grad: Tensor,
+    kept: Sequence[Tensor],
+    batch_statistics: bool,
+    x: Tensor,
+    parameters: _Parameters,
+    weights: Sequence[Tensor],
+    moments: Sequence[Tensor],
+    *rest: Any,
+) -> list[Tensor]:
+    return _gradients(x, parameters, weights, moments)
+
+
+def _products(x: Any, parameters: Any, weights: Any, stride: int) -> int:
+    """Multiply-adds of the forward pass; the depthwise ones counted as torch does, with those of the padding."""
+    n, _, height, width = x
+    pixels = int(n) * int(height) * int(width)
+    out_pixels = int(n) * ((int(height) - 1) // stride + 1) * ((int(width) - 1) // stride + 1)
+    expand, project, reduce = parameters[0], parameters[5], parameters[8]
+    total = 0 if expand is None else pixels * int(expand[0]) * int(expand[1])
+    total += out_pixels * sum(int(w[0]) * int(w[2]) * int(w[3]) for w in weights)
+    total += out_pixels * int(project[0]) * int(project[1])
+    return total + (0 if reduce is None else 2 * int(n) * int(reduce[0]) * int(reduce[1]))
+
+
+@register_flop_formula(torch.ops.greedynas.inverted_residual)
+def _flops(x: Any, parameters: Any, weights: Any, moments: Any, stride: int, *rest: Any, **named: Any) -> int:
+    """Two a multiply-add."""
+    return 2 * _products(x, parameters, weights, stride)
+
+
+@register_flop_formula(torch.ops.greedynas.inverted_residual_backward)
+def _backward_flops(grad: Any, kept: Any, batch_statistics: Any, x: Any, *block: Any, **named: Any) -> int:
+    """Both gradients of every product."""
+    parameters, weights, _, stride = block[:4]
+    return 4 * _products(x, parameters, weights, stride)

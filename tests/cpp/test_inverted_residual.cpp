@@ -1,0 +1,165 @@
+// Whole blocks: with and without what a backward pass needs, on one thread and on three, the same bits; everything that
+// is promised is written. All tensors and workspaces end with their allocation, so that the sanitizers see a step
+// beyond. Values and gradients are compared with torch's in tests/ops.
+#include <array>
+#include <cmath>
+#include <cstdint>
+#include <random>
+#include <vector>
+
+#include "blocks/inverted_residual.h"
+#include "check.h"
+
+using namespace greedynas;
+
+namespace {
+
+using Floats = std::vector<float>;
+
+Floats random_floats(std::int64_t count, unsigned seed) {
+  std::mt19937 random(seed);
+  std::normal_distribution<float> normal;
+  Floats values(static_cast<std::size_t>(count));
+  for (float& value : values) value = normal(random);
+  return values;
+}
+
+Floats unset(std::int64_t count) { return Floats(static_cast<std::size_t>(count), NAN); }
+
+bool finite(const Floats& values) {
+  for (const float value : values) {
+    if (!std::isfinite(value)) return false;
+  }
+  return true;
+}
+
+struct Case {
+  std::int64_t batch, size;
+  int in, middle, out, stride, gate_width;  // 0: no gate
+  bool expands, batch_statistics;
+};
+
+// Everything that a block writes, one after the other.
+Floats run(const Case& c, int threads) {
+  const bool residual = c.stride == 1 && c.in == c.out;
+  const int first = c.middle / 3, second = c.middle - first;
+  const Floats x = random_floats(c.batch * c.size * c.size * c.in, 1);
+  const Floats expand = random_floats(c.middle * c.in, 2), project = random_floats(c.out * c.middle, 3);
+  const Floats kernel3 = random_floats(first * 9, 4), kernel5 = random_floats(second * 25, 5);
+  const Floats weights = random_floats(3 * (c.middle + c.out), 6), biases = random_floats(3 * (c.middle + c.out), 7);
+  const Floats reduce = random_floats(c.gate_width * c.middle, 8), raise = random_floats(c.middle * c.gate_width, 9);
+  const Floats reduce_bias = random_floats(c.gate_width, 10), raise_bias = random_floats(c.middle, 11);
+  Floats grad3 = unset(first * 9), grad5 = unset(second * 25);
+
+  blocks::InvertedResidual block{};
+  block.batch = c.batch;
+  block.height = block.width = c.size;
+  block.in = c.in;
+  block.middle = c.middle;
+  block.out = c.out;
+  block.stride = c.stride;
+  block.activation = norm::Activation::hard_swish;
+  block.residual = residual;
+  block.batch_statistics = c.batch_statistics;
+  block.x = {x.data(), c.in};
+  block.expand = c.expands ? expand.data() : nullptr;
+  block.project = project.data();
+  block.expand_groups = block.project_groups = 1;
+  block.depthwise = {{first, 3, kernel3.data(), grad3.data()}, {second, 5, kernel5.data(), grad5.data()}};
+  for (int i = 0; i < 3; ++i) block.norms[i] = {weights.data() + i * c.middle, biases.data() + i * c.middle, 1e-3F};
+  if (c.gate_width > 0) {
+    block.gate = {reduce.data(), reduce_bias.data(),     raise.data(), raise_bias.data(),
+                  c.gate_width,  norm::Activation::relu, false};
+  }
+  block.threads = threads;
+
+  const std::int64_t rows = block.rows(), out_rows = block.out_rows();
+  Floats given(static_cast<std::size_t>(2 * (c.middle + c.out)), 0.5F);
+  Floats moments1 = unset(2 * c.middle), moments2 = moments1, moments3 = unset(2 * c.out);
+  if (!c.batch_statistics) {
+    moments1.assign(given.begin(), given.begin() + 2 * c.middle);
+    moments2 = moments1;
+    moments3.assign(given.begin(), given.begin() + 2 * c.out);
+  }
+  Floats z1 = unset(c.expands ? rows * c.middle : 0), z2 = unset(out_rows * c.middle), z3 = unset(out_rows * c.out);
+  Floats means = unset(c.gate_width > 0 ? c.batch * c.middle : 0), logits = means;
+  Floats hidden = unset(c.batch * c.gate_width), y = unset(out_rows * c.out), again = y;
+  float* const of_first = c.expands ? moments1.data() : nullptr;
+  const blocks::InvertedResidualTensors nothing{
+      {of_first, moments2.data(), moments3.data()}, nullptr, nullptr, nullptr, nullptr, nullptr, nullptr};
+  Floats space = unset(blocks::workspace_floats(block, false));
+  blocks::forward(block, nothing, space.data(), again.data());
+  const blocks::InvertedResidualTensors kept{{of_first, moments2.data(), moments3.data()},
+                                             z1.data(),
+                                             z2.data(),
+                                             z3.data(),
+                                             means.data(),
+                                             logits.data(),
+                                             hidden.data()};
+  space = unset(blocks::workspace_floats(block, true));
+  blocks::forward(block, kept, space.data(), y.data());
+  CHECK(y == again);
+
+  const Floats grad = random_floats(out_rows * c.out, 12);
+  Floats grad_x = unset(rows * c.in), grad_expand = unset(c.expands ? c.middle * c.in : 0),
+         grad_project = unset(c.out * c.middle);
+  Floats norm1 = unset(c.expands ? 2 * c.middle : 0), norm2 = unset(2 * c.middle), norm3 = unset(2 * c.out);
+  Floats grad_reduce = unset(c.gate_width * c.middle), grad_raise = grad_reduce;
+  Floats grad_reduce_bias = unset(c.gate_width), grad_raise_bias = unset(c.gate_width > 0 ? c.middle : 0);
+  space = unset(blocks::backward_workspace_floats(block));
+  blocks::backward(block, kept, {grad.data(), c.out}, space.data(),
+                   {grad_x.data(),
+                    grad_expand.data(),
+                    grad_project.data(),
+                    {norm1.data(), norm2.data(), norm3.data()},
+                    grad_reduce.data(),
+                    grad_reduce_bias.data(),
+                    grad_raise.data(),
+                    grad_raise_bias.data()});
+  Floats all;
+  for (const Floats* part : {&y,
+                             &z1,
+                             &z2,
+                             &z3,
+                             &means,
+                             &hidden,
+                             &logits,
+                             &moments2,
+                             &moments3,
+                             &grad_x,
+                             &grad_expand,
+                             &grad_project,
+                             &norm1,
+                             &norm2,
+                             &norm3,
+                             &grad3,
+                             &grad5,
+                             &grad_reduce,
+                             &grad_raise,
+                             &grad_reduce_bias,
+                             &grad_raise_bias}) {
+    CHECK(finite(*part));
+    all.insert(all.end(), part->begin(), part->end());
+  }
+  return all;
+}
+
+}  // namespace
+
+int main() {
+  for (const bool batch_statistics : {true, false}) {
+    for (const int gate_width : {0, 1, 5}) {
+      for (const int stride : {1, 2}) {
+        for (const bool expands : {true, false}) {
+          for (const auto& [batch, size, in, middle, out] :
+               {std::array<int, 5>{3, 5, 8, 24, 8}, {2, 3, 5, 17, 7}, {9, 8, 20, 50, 20}}) {
+            const Case c{batch,      size,    expands ? in : middle, middle, expands ? out : middle, stride,
+                         gate_width, expands, batch_statistics};
+            CHECK(run(c, 1) == run(c, 3));
+          }
+        }
+      }
+    }
+  }
+  return failed_checks == 0 ? 0 : 1;
+}

@@ -93,7 +93,11 @@ class TrainConfig:
         grad_clip: largest norm of a step's gradient; null clips nothing.
         ema_decay: of an exponential moving average of the weights, in which paths are then scored and searched: that of
             an operation moves in the steps that train it. null keeps no average. Note: not in the paper.
-        sampler: `filter` is Algorithm 1; `uniform` never trains a filter (SPOS).
+        sampler: `filter` is Algorithm 1; `uniform` and `fair` never train a filter. `uniform`: one uniform path a step
+            (SPOS). `fair`: a group of paths a step, as many as the largest layer has operations, in which those of a
+            layer occur equally often; all see the same batch, and their gradients are summed, not averaged, for one
+            update (FairNAS, https://arxiv.org/abs/1907.01845, Alg. 1). `lr` and `grad_clip` meet the sum: an
+            operation's gradient of one path in the largest layers, that of all paths in stem and head.
         warmup_epochs: epochs of uniform paths before the first filter.
         update_every_epochs: epochs between two filters.
         q_start: share of weak paths, q, at the end of warm-up.
@@ -127,7 +131,7 @@ class TrainConfig:
     label_smoothing: float = 0.1
     grad_clip: float | None = None
     ema_decay: float | None = None
-    sampler: Literal["filter", "uniform"] = "filter"
+    sampler: Literal["filter", "uniform", "fair"] = "filter"
     warmup_epochs: int = 20
     update_every_epochs: int = 5
     q_start: float = 0.5

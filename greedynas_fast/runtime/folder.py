@@ -145,7 +145,7 @@ class RunFolder:
 
     @property
     def paths(self) -> Path:
-        """`paths.txt`, the path of each training step."""
+        """`paths.txt`, the path of each training step, or the paths of its group."""
         return self.path / "paths.txt"
 
     @property

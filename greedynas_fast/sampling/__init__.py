@@ -6,7 +6,7 @@ Here is no scoring of paths on a supernet and no filter network: losses and scor
 """
 
 from greedynas_fast.sampling.chunked import ScoringEngine
-from greedynas_fast.sampling.fair import FairSampler
+from greedynas_fast.sampling.fair import FairSampler, group_size
 from greedynas_fast.sampling.greedy_pool import GreedyPoolSampler, pool_probability
 from greedynas_fast.sampling.mask import check_mask
 from greedynas_fast.sampling.protocol import PathBatch, Sampler
@@ -25,5 +25,6 @@ __all__ = [
     "TreeSampler",
     "UniformSampler",
     "check_mask",
+    "group_size",
     "pool_probability",
 ]

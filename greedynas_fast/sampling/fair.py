@@ -9,8 +9,13 @@ import numpy.typing as npt
 
 from greedynas_fast.sampling.mask import check_count, check_identity, check_key, check_mask, identity
 from greedynas_fast.sampling.philox import generator
-from greedynas_fast.sampling.protocol import PathBatch, Paths
+from greedynas_fast.sampling.protocol import Mask, PathBatch, Paths
 from greedynas_fast.spaces import SearchSpace
+
+
+def group_size(allowed: Mask) -> int:
+    """Paths of a strictly fair group: operations of the layer with the most that a mask, bool [L, max_ops], allows."""
+    return int(allowed.sum(axis=1).max())
 
 
 class FairSampler:
@@ -40,7 +45,7 @@ class FairSampler:
         """
         self.allowed = check_mask(space, allowed)
         self.seed, self.stream = check_key(seed, stream)
-        self.group_size = int(self.allowed.sum(axis=1).max())
+        self.group_size = group_size(self.allowed)
         self._next = 0
 
     def sample(self, n: int) -> PathBatch:

@@ -1,4 +1,4 @@
-"""Algorithm 1: a supernet trained on the paths that a learned filter lets through.
+"""Algorithm 1: a supernet trained on the paths that a learned filter lets through, or on those of a baseline.
 
 Everything that a step depends on is in `state_dict`; all randomness is a pure function of the run's seed and a counter
 (step, update, proposal), so a training that goes on from any checkpoint ends with the same bytes.
@@ -20,7 +20,7 @@ from greedynas_fast.errors import InputError
 from greedynas_fast.filter import TrainedFilter
 from greedynas_fast.nn import synchronise_norms, use_backend
 from greedynas_fast.runtime import Stopwatch, World, all_reduce, seed_for
-from greedynas_fast.sampling import FilterSampler, RejectionError, UniformSampler
+from greedynas_fast.sampling import FairSampler, FilterSampler, RejectionError, UniformSampler, group_size
 from greedynas_fast.spaces import SearchSpace
 from greedynas_fast.stages.filter_update import TRAINING_STREAM, FilterUpdate, FilterUpdater
 from greedynas_fast.stages.gradients import Gradients, StepResult
@@ -43,7 +43,7 @@ class Algorithm1:
         updates: filter updates done.
         allowed: operations still in the space, bool [L, N].
         trained: the current filter, None in warm-up.
-        acceptance: share of the proposals that passed the filter for the current queue; None while paths are uniform.
+        acceptance: share of the proposals that passed the filter for the current queue; None without a filter.
         fallbacks: paths of the current queue that were taken although the filter calls them weak.
         kappa: of the last update that had one.
         stop_reason: why the training is over; None while it is not.
@@ -112,6 +112,11 @@ class Algorithm1:
         return int(self.space.allowed.sum() - self.allowed.sum())
 
     @property
+    def paths_per_step(self) -> int:
+        """Paths that a step trains: 1, or those of a fair group."""
+        return group_size(self.allowed) if self.config.train.sampler == "fair" else 1
+
+    @property
     def bank_mb(self) -> float:
         """Parameters, gradients and the optimizer's state in megabytes (10^6 bytes)."""
         held = (self.bank.data, self.bank.grad, *self.optimizer.state_dict().values())
@@ -122,14 +127,17 @@ class Algorithm1:
         """Whether the filter is to be trained before the next step (Alg. 1, line 7)."""
         return self.schedule.is_update(self.step) and self.updates < self.schedule.updates_by(self.step)
 
-    def next_path(self) -> tuple[int, ...]:
-        """The path of the next step (Alg. 1, lines 2-5); all paths up to the next update are drawn at once."""
+    def next_paths(self) -> Paths:
+        """The path of the next step, or its fair group, [n, L] (Alg. 1, lines 2-5).
+
+        Those of all steps up to the next update, or of an epoch for fair groups, are drawn at once.
+        """
         if not len(self._queue):
             self._fill_queue()
-        return tuple(int(op) for op in self._queue[0])
+        return self._queue[: self.paths_per_step]
 
     def train_step(self, images: Tensor, labels: Tensor, *, stop: bool = False) -> StepResult:
-        """Train the next path on one batch (Alg. 1, line 6).
+        """Train the next path, or the next fair group, on one batch (Alg. 1, line 6).
 
         Args:
             images: this rank's part of the batch, [B, C, H, W].
@@ -144,30 +152,32 @@ class Algorithm1:
                 step. With `fp16` gradients that are not finite make the loss scale smaller instead, and the step is
                 one without an update.
         """
-        path = self.next_path()
+        paths = self.next_paths()
         assert self._gradients is not None
         scale = None if self._loss_scale is None else self._loss_scale.value
         # Seeded by the step, dropout does not depend on where the run was resumed.
-        seed = seed_for(self.config.seed, "dropout", self.step)
-        result = self._gradients.compute(path, images, labels, seed, scale, stop)
+        first = self.step * len(paths)
+        seeds = [seed_for(self.config.seed, "dropout", first + index) for index in range(len(paths))]
+        result = self._gradients.compute(paths, images, labels, seeds, scale, stop)
         if not torch.isfinite(result.loss):
-            self.bank.zero_grad(path)
-            raise self._diverged(f"the loss is {result.loss.item()}", path)
-        stepped = self.optimizer.step(path, self.schedule.lr(self.step), loss_scale=scale)
+            self.bank.zero_grad(paths)
+            raise self._diverged(f"the loss is {result.loss.item()}", paths)
+        stepped = self.optimizer.step(paths, self.schedule.lr(self.step), loss_scale=scale)
         if self._loss_scale is not None:
             self._loss_scale.update(stepped)
         elif not stepped:
-            raise self._diverged("a gradient is not finite", path)
-        self._queue = self._queue[1:]
+            raise self._diverged("a gradient is not finite", paths)
+        self._queue = self._queue[len(paths) :]
         self.step += 1
         if self.step >= self.schedule.total_steps:
             self.stop_reason = f"all {self.config.train.epochs} epochs are done"
         return result
 
-    def _diverged(self, what: str, path: tuple[int, ...]) -> InputError:
+    def _diverged(self, what: str, paths: Paths) -> InputError:
+        group = f"a group of {len(paths)} paths, the first " if len(paths) > 1 else "path "
         return self.world.same_error(
             f"train: {what} at step {self.step + 1} (epoch {self.schedule.epoch(self.step)}, "
-            f"path {self.space.format(path, 'digits')}); a smaller train.lr or train.grad_clip may help."
+            f"{group}{self.space.format(paths[0], 'digits')}); a smaller train.lr or train.grad_clip may help."
         )
 
     def update_filter(self) -> FilterUpdate:
@@ -247,7 +257,7 @@ class Algorithm1:
             self._use(bank, buffers)
 
     def _fill_queue(self) -> None:
-        """Draw the paths of all steps up to the next update.
+        """Draw the paths of all steps up to the next update, or the fair groups of an epoch.
 
         Rank 0 draws for all: filters on CPUs of different kinds round differently, and might let different paths
         through. One message a period costs nothing.
@@ -258,6 +268,8 @@ class Algorithm1:
 
     def _draw(self, count: int) -> tuple[Paths, int, float | None]:
         """Paths, how many of them the filter calls weak, and the share of proposals that passed it, if there is one."""
+        if self.config.train.sampler == "fair":
+            return self._draw_groups(), 0, None
         # Each period between two updates has a sequence of proposals of its own.
         seed = seed_for(self.config.seed, "training paths", self.updates)
         if self.trained is None or self.trained.collapsed:
@@ -277,3 +289,9 @@ class Algorithm1:
         except RejectionError as error:
             raise InputError(f"train.strict_sampling: {error}.") from None
         return batch.paths, batch.fallbacks, batch.acceptance
+
+    def _draw_groups(self) -> Paths:
+        """Fair groups up to the end of the epoch, no more: a checkpoint holds what is drawn and not yet trained."""
+        steps = self.schedule.steps_per_epoch - self.step % self.schedule.steps_per_epoch
+        seed = seed_for(self.config.seed, "fair groups", self.step)
+        return FairSampler(self.space, self.allowed, seed, TRAINING_STREAM).sample(steps * self.paths_per_step).paths

@@ -1,10 +1,13 @@
-"""The gradient of one training step: of the whole batch, however it is divided over processes and forward passes."""
+"""The gradient of one training step: all its paths, and the whole batch, however processes and passes divide it."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple, cast
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -14,6 +17,8 @@ from greedynas_fast.nn import BatchDropout
 from greedynas_fast.runtime import World, all_reduce
 from greedynas_fast.supernet import GradientReducer, ParameterBank
 
+Paths = npt.NDArray[np.uint8]
+
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -21,8 +26,9 @@ class StepResult(NamedTuple):
     """What one step of training tells.
 
     Attributes:
-        loss: mean over the whole batch (with label smoothing), a scalar on the device.
-        correct: images of the whole batch that were predicted correctly, a scalar on the device.
+        loss: mean over the whole batch and the step's paths (with label smoothing), a scalar on the device.
+        correct: images of the whole batch that were predicted correctly, in the mean over the paths, a scalar on the
+            device.
         images: of the whole batch.
         stop: whether any process was asked to stop.
     """
@@ -55,15 +61,21 @@ class Gradients:
             self._reducer.close()
 
     def compute(
-        self, path: tuple[int, ...], images: Tensor, labels: Tensor, seed: int, loss_scale: float | None, stop: bool
+        self,
+        paths: Paths,
+        images: Tensor,
+        labels: Tensor,
+        seeds: Sequence[int],
+        loss_scale: float | None,
+        stop: bool,
     ) -> StepResult:
-        """Add the gradient of the mean loss over the whole batch to that of the bank.
+        """Add the gradient of the mean loss over the whole batch, summed over the paths, to that of the bank.
 
         Args:
-            path: [L] operation indices, the same on all ranks.
+            paths: [n, L] operation indices, the same on all ranks; each is trained on the whole batch.
             images: this rank's part of the batch, [B, C, H, W].
             labels: int64 [B].
-            seed: of dropout in this step, the same on all ranks.
+            seeds: of dropout in this step, one a path, the same on all ranks.
             loss_scale: multiplies the loss whose gradient is taken; None for 1.
             stop: whether this process was asked to stop.
 
@@ -71,13 +83,9 @@ class Gradients:
             The same on all ranks.
         """
         config = self._config
-        parts = list(zip(images.tensor_split(self._passes), labels.tensor_split(self._passes), strict=True))
         results: list[tuple[Tensor, Tensor, int]] = []
-        first = self._first_row
-        for index, (some, their) in enumerate(parts):
-            divided = len(their) < config.batch_size
-            self._dropout.part = (first, config.batch_size) if divided else None
-            first += len(their)
+        last = len(paths) * self._passes - 1
+        for index, (path, seed, some, their) in enumerate(self._forward_passes(paths, seeds, images, labels)):
             torch.manual_seed(seed)
             with autocast(config.precision, images.device):
                 logits = self.bank.net(some, path)
@@ -87,13 +95,26 @@ class Gradients:
             results.append((loss.detach(), correct, len(their)))
             if self._reducer is None and not torch.isfinite(loss):
                 break
-            if self._reducer is not None and index == len(parts) - 1:
-                self._reducer.begin(path, _tail(results, stop))
+            if self._reducer is not None and index == last:
+                self._reducer.begin(paths, _tail(results, stop))
             _weighted(loss, len(their) / config.batch_size, loss_scale).backward()  # type: ignore[no-untyped-call]
         if self._reducer is None:
-            return _joined(results, stop)
+            return _joined(results, len(paths), stop)
         loss_sum, right, stops = self._reducer.finish()
-        return StepResult(loss_sum / config.batch_size, right, config.batch_size, bool(stops))
+        loss = loss_sum / (config.batch_size * len(paths))
+        return StepResult(loss, right / len(paths), config.batch_size, bool(stops))
+
+    def _forward_passes(
+        self, paths: Paths, seeds: Sequence[int], images: Tensor, labels: Tensor
+    ) -> Iterator[tuple[tuple[int, ...], int, Tensor, Tensor]]:
+        """Path, seed, images and labels of each pass, with dropout told which rows of the batch it sees."""
+        total = self._config.batch_size
+        for path, seed in zip(paths.tolist(), seeds, strict=True):
+            first = self._first_row
+            for some, their in zip(images.tensor_split(self._passes), labels.tensor_split(self._passes), strict=True):
+                self._dropout.part = (first, total) if len(their) < total else None
+                first += len(their)
+                yield tuple(path), seed, some, their
 
 
 def num_passes(batch_size: int, micro_batch: int | None, world: World) -> int:
@@ -127,10 +148,10 @@ def _tail(results: list[tuple[Tensor, Tensor, int]], stop: bool) -> Tensor:
     return torch.stack((loss, correct, torch.tensor(float(stop), device=loss.device)))
 
 
-def _joined(results: list[tuple[Tensor, Tensor, int]], stop: bool) -> StepResult:
+def _joined(results: list[tuple[Tensor, Tensor, int]], num_paths: int, stop: bool) -> StepResult:
     if len(results) == 1:
         (loss, correct, count) = results[0]
         return StepResult(loss, correct, count, stop)
     loss_sum, correct, _ = _tail(results, stop)
     count = sum(count for _, _, count in results)
-    return StepResult(loss_sum / count, correct, count, stop)
+    return StepResult(loss_sum / count, correct / num_paths, count // num_paths, stop)

@@ -10,7 +10,7 @@ from greedynas_fast.config import TrainConfig
 
 @dataclass(frozen=True)
 class Schedule:
-    """The whole plan as pure functions of the step; a step trains one batch on one path.
+    """The whole plan as pure functions of the step; a step trains one batch on one path, or on one fair group.
 
     Attributes:
         config: the numbers of Sec. 5.1.
@@ -45,7 +45,7 @@ class Schedule:
         Also after the last step if it falls due there: the search rejects with that filter.
         """
         c = self.config
-        if c.sampler == "uniform" or step % self.steps_per_epoch != 0 or not 0 < step <= self.total_steps:
+        if c.sampler != "filter" or step % self.steps_per_epoch != 0 or not 0 < step <= self.total_steps:
             return False
         epoch = step // self.steps_per_epoch
         return epoch >= c.warmup_epochs and (epoch - c.warmup_epochs) % c.update_every_epochs == 0
@@ -53,7 +53,7 @@ class Schedule:
     def updates_by(self, step: int) -> int:
         """Updates that the first `step` steps call for, one that is due right after them included."""
         c = self.config
-        if c.sampler == "uniform":
+        if c.sampler != "filter":
             return 0
         # An untrained supernet is never scored: without warm-up the first update comes after one period.
         first = 1 if c.warmup_epochs else 0

@@ -171,7 +171,10 @@ class _Training:
             self.store,
             self.context.profile(STAGE, progress) as self.profile_step,
         ):
-            self.context.world.on_main(lambda: _cut_back(metrics, path_log, start, continued=state is not None))
+            num_paths = start * algorithm.paths_per_step
+            self.context.world.on_main(
+                lambda: _cut_back(metrics, path_log, start, num_paths, continued=state is not None)
+            )
             if state is not None:
                 progress.message(f"going on from step {start} of {total}")
             self.context.say_layers(progress)
@@ -214,11 +217,11 @@ class _Training:
             if alone and interrupt.requested:
                 return True
             try:
-                path = algorithm.next_path()
+                paths = algorithm.next_paths()
                 result = algorithm.train_step(images, labels, stop=interrupt.requested)
             except InputError as error:
                 raise self.context.world.same_error(f"{error} {self._last_checkpoint()}") from None
-            path_log.append([self.context.space.format(path, "digits")])
+            path_log.append(self.context.space.format(path, "digits") for path in paths)
             self.window.add(result.loss, result.correct, result.images)
             self._after_step(metrics, path_log, progress)
             self.profile_step()
@@ -293,10 +296,10 @@ class _Training:
         return f"The last good checkpoint is {self.store.path(steps[-1])}."
 
 
-def _cut_back(metrics: MetricsLog, path_log: LineLog, step: int, *, continued: bool) -> None:
+def _cut_back(metrics: MetricsLog, path_log: LineLog, step: int, num_paths: int, *, continued: bool) -> None:
     """Forget what was logged beyond the checkpoint; other ranks than 0 have logs of this process's steps alone."""
     metrics.truncate_after(STAGE, step if continued else -1)
-    path_log.truncate_to(step)
+    path_log.truncate_to(num_paths)
 
 
 def _write_update(run: RunFolder, update: FilterUpdate, row: dict[str, Any]) -> None:

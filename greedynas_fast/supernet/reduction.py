@@ -1,8 +1,9 @@
 """Gradients added up over several processes, while the backward pass goes on.
 
-Only the blocks of the path that is trained are sent. They lie apart in the bank, so they are packed into buckets of
+Only the blocks of the paths that a step trains are sent. They lie apart in the bank, so they are packed into buckets of
 whole blocks; a bucket is sent when its last gradient is there. A backward pass runs from the last layer to the first,
-and so do the buckets; stem and head, which are one block, come last, and with them some numbers of the caller.
+and so do the buckets; stem and head, which are one block, come last, and with them some numbers of the caller. Where a
+step trains several paths, gradients that earlier passes have left and the last one does not touch are sent before it.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -27,9 +29,9 @@ class _Bucket(NamedTuple):
 
 
 class GradientReducer:
-    """Adds up the gradients of a path over all ranks.
+    """Adds up the gradients of one or more paths over all ranks.
 
-    Ranks must train the same path at the same step; the order of their messages is the same then.
+    Ranks must train the same paths at the same step; the order of their messages is the same then.
 
     Args:
         bank: parameters and gradients.
@@ -63,22 +65,29 @@ class GradientReducer:
         """Send gradients from the next backward pass on, which must be the step's last.
 
         Args:
-            path: [L] operation indices.
+            path: [L] operation indices, or an array or tensor [n, L] of all paths of the step, of which the next
+                backward pass is the last one's.
             tail: numbers to add up as well, float32 [k].
         """
-        blocks = list(reversed(self._bank.active(path)))
+        last = path[-1] if isinstance(path, (np.ndarray, Tensor)) and path.ndim == 2 else path
+        coming = dict.fromkeys(reversed(self._bank.active(last)))
+        blocks = [*(block for block in self._bank.active(path) if block not in coming), *coming]
         self._tail = tail
         self._buckets = _fill(blocks, self._bucket_floats, len(tail))
         if len(self._buffer) < self._buckets[-1].end:
             self._buffer = self._bank.grad.new_empty(self._buckets[-1].end)
-        self._awaited = [sum(len(self._members[block]) for block in bucket.blocks) for bucket in self._buckets]
+        self._awaited = [
+            sum(len(self._members[block]) for block in bucket.blocks if block in coming) for bucket in self._buckets
+        ]
         self._bucket_of = {
             id(parameter): index
             for index, bucket in enumerate(self._buckets)
             for block in bucket.blocks
+            if block in coming
             for parameter in self._members[block]
         }
         self._handles = []
+        self._send_complete()
 
     def finish(self) -> Tensor:
         """Wait until the bank holds the sums.
@@ -104,7 +113,13 @@ class GradientReducer:
         if index is None:
             return
         self._awaited[index] -= 1
-        # In their order, the same on all ranks, whatever the order in which gradients come.
+        self._send_complete()
+
+    def _send_complete(self) -> None:
+        """Send the next buckets that wait for nothing.
+
+        In their order, the same on all ranks, whatever the order in which gradients come.
+        """
         while len(self._handles) < len(self._buckets) and self._awaited[len(self._handles)] == 0:
             self._send()
 

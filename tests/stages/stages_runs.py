@@ -105,7 +105,7 @@ def moves(context: StageContext, algorithm: Algorithm1, log: list[str]) -> Itera
             seed=seed_for(context.config.seed, "batches") >> 1,
             augment=config.augment,
         )
-        log.append(context.space.format(algorithm.next_path(), "digits"))
+        log.extend(context.space.format(path, "digits") for path in algorithm.next_paths())
         algorithm.train_step(*batch)
         yield None
 

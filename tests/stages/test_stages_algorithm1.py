@@ -46,7 +46,7 @@ MOVES = STEPS + UPDATES
 
 def queue(algorithm: Algorithm1) -> np.ndarray[Any, np.dtype[np.uint8]]:
     """The paths up to the next update; drawn if they are not yet."""
-    algorithm.next_path()
+    algorithm.next_paths()
     drawn: np.ndarray[Any, np.dtype[np.uint8]] = algorithm.state_dict()["queue"].numpy().copy()
     return drawn
 
@@ -288,7 +288,7 @@ def test_inactive_operations_do_not_move(config: Path, here: Path) -> None:
         while algorithm.step < 2 * STEPS_PER_EPOCH:
             before = plain(algorithm.state_dict())
             old = algorithm.optimizer.momentum_buffer.clone()
-            path, step = algorithm.next_path(), algorithm.step
+            (path,), step = algorithm.next_paths(), algorithm.step
             if next(progress) is not None:
                 # An update trains the filter and nothing of the supernet; merged operations leave it.
                 left = plain(algorithm.state_dict())["supernet"]
@@ -377,7 +377,7 @@ def test_the_average_is_what_is_scored(config: Path, tmp_path: Path) -> None:
             algorithm = build(context)
             steps, average = moves(context, algorithm, []), algorithm.bank.data.clone()
             for _ in range(2 * STEPS_PER_EPOCH):
-                active = algorithm.optimizer.blocks(algorithm.next_path())
+                active = algorithm.optimizer.blocks(algorithm.next_paths())
                 next(steps)
                 for start, _, end in active:
                     average[start:end].lerp_(algorithm.bank.data[start:end], 0.25)

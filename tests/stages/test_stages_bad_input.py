@@ -54,6 +54,7 @@ def new_run(config: Path, here: Path) -> Path:
         ("trian: {}", "unknown configuration key 'trian'. The nearest known key is 'train'."),
         ("train: {epochs: 0}", "train.epochs must be at least 1, got 0."),
         ("train: {lr: fast}", "train.lr must be a number, got 'fast'."),
+        ("train: {sampler: fairest}", "train.sampler must be one of filter, uniform, fair, got 'fairest'."),
         ("search: {population: 1}", "search.population must be at least 2, got 1."),
         ("filter: {loss: magic}", "filter.loss must be one of vpu, nnpu, upu, pn, rank, got 'magic'"),
         ("retrain: {recipe: huge}", "retrain.recipe must be one of mobile, resnet, small, got 'huge'."),

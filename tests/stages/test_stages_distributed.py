@@ -190,6 +190,28 @@ def test_a_changed_number_of_ranks_goes_on(config: Path, uniform: Path, tmp_path
     np.testing.assert_allclose(losses(folder), losses(uniform), rtol=1e-2)
 
 
+def test_fair_groups(config: Path, here: Path) -> None:
+    options = {"train__sampler": "fair", "train__sync_bn": True, "train__epochs": 1, "train__ema_decay": 0.5}
+    for name in ("alone", "stopped"):
+        (here / name).mkdir()
+    os.chdir(here / "alone")
+    train(RUN, asked(config, **options), QUIET)
+    done = train_on(2, here / "two", config, **options)
+    assert done == [done[0]] * 2
+    assert path_log(here / "two") == path_log(here / "alone")
+    np.testing.assert_allclose(losses(here / "two"), losses(here / "alone"), rtol=1e-4)
+    states = [newest(here / name / RUN, "train") for name in ("alone", "two")]
+    for find in (lambda state: state["optimizer"]["ema_buffer"], lambda state: state["optimizer"]["momentum_buffer"]):
+        alone, two = map(find, states)
+        assert float((two - alone).norm() / alone.norm()) < 1e-2
+    # Stopped in the second step, after which the same command goes on.
+    assert train_on(2, here / "stopped", config, (1, 1), **options) == ended(2, 1)
+    assert len(path_log(here / "stopped")) == 3 * 4
+    train_on(2, here / "stopped", config, **options)
+    assert plain(newest(here / "stopped" / RUN, "train")) == plain(states[1])
+    assert path_log(here / "stopped") == path_log(here / "two")
+
+
 def test_a_micro_batch_is_as_good_as_a_rank(config: Path, here: Path) -> None:
     options = {"train__sampler": "uniform", "train__epochs": 1, "train__warmup_epochs": 0}
     (here / "alone").mkdir()

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from stages_report_runs import GENERATIONS, make_run, write_lines
@@ -95,6 +96,23 @@ def test_page_of_a_whole_run(whole_run: Path, space: SearchSpace) -> None:
     assert "letters-1" in page.text
     assert "photos" in page.text
     assert len(page.having("done")) == 4
+
+
+@pytest.mark.parametrize("sampler", ["uniform", "fair", "filter"])
+def test_a_run_that_trains_no_filter_says_so(run: Path, space: SearchSpace, sampler: str) -> None:
+    for file in (run / "filter").iterdir():
+        file.unlink()
+    lines = (run / "metrics.jsonl").read_text().splitlines(keepends=True)
+    (run / "metrics.jsonl").write_text("".join(line for line in lines if json.loads(line)["kind"] != "update"))
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    config["train"]["sampler"] = sampler
+    (run / "config.yaml").write_text(yaml.safe_dump(config))
+    text = build_report(run, space)
+    for anchor in ("filter", "shrinkage"):
+        page = Page(section(text, anchor))
+        assert (f"its sampler is {sampler}" in page.text) == (sampler != "filter")
+        assert len(page.having("missing")) == (sampler == "filter")
+    assert ("A fair group of paths of the supernet" in section(text, "train")) == (sampler == "fair")
 
 
 def test_page_is_self_contained_and_the_same_each_time(whole_run: Path, space: SearchSpace) -> None:

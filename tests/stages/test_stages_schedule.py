@@ -36,7 +36,7 @@ def schedules(draw: st.DrawFn) -> Schedule:
     config = TrainConfig(
         epochs=draw(st.integers(1, 40)),
         lr=draw(st.floats(1e-3, 10)),
-        sampler=draw(st.sampled_from(["filter", "filter", "filter", "uniform"])),
+        sampler=draw(st.sampled_from(["filter", "filter", "filter", "uniform", "fair"])),
         warmup_epochs=draw(st.integers(0, 45)),
         update_every_epochs=draw(st.integers(1, 12)),
         q_start=low,

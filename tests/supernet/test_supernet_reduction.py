@@ -102,6 +102,65 @@ def _reduce(world: World, space: SearchSpace, bucket_floats: int, spare: bool) -
     return found
 
 
+def _reduce_groups(world: World, space: SearchSpace, bucket_floats: int) -> list[dict[str, Any]]:
+    """Two steps that train several paths each; what a rank finds out about them."""
+    net, other = Supernet(space, seed=1).train(), Supernet(space, seed=1).train()
+    bank, oracle = ParameterBank(net), ParameterBank(other)
+    messages = Messages()
+    messages.watch(net)
+    reducer = GradientReducer(bank, messages, bucket_floats)
+    found = []
+    for step, group in enumerate((np.array(PATHS), torch.tensor([PATHS[1], PATHS[0], PATHS[1]]))):
+        paths = [tuple(path) for path in group.tolist()]
+        active = np.zeros(len(bank.grad), dtype=bool)
+        for block in bank.active(group):
+            active[block.start : block.end] = True
+        mask = torch.from_numpy(active)
+        for grad in (bank.grad, oracle.grad):
+            grad.fill_(UNTOUCHED).masked_fill_(mask, 0.0)
+        for index, path in enumerate(paths[:-1]):
+            _loss(net, path, world.rank, 10 * step + index).backward()
+        messages.floats, messages.arrived, messages.count = [], [], 0
+        reducer.begin(group, torch.tensor([world.rank + 1.0, 10.0]))
+        at_once = sum(messages.floats)
+        _loss(net, paths[-1], world.rank, 10 * step + len(paths) - 1).backward()
+        before = len(messages.floats)
+        tail = reducer.finish().tolist()
+        for index, path in enumerate(paths):
+            _loss(other, path, world.rank, 10 * step + index).backward()
+        wanted = oracle.grad.clone()
+        all_reduce(wanted).wait()
+        last = {(block.start, block.end) for block in bank.active(paths[-1])}
+        found.append(
+            {
+                "equal": torch.equal(bank.grad[mask], wanted[mask]),
+                "untouched": bool((bank.grad[~mask] == UNTOUCHED).all()) and bool((~mask).any()),
+                "tail": tail,
+                "active": int(mask.sum()),
+                "left": sum(b.end - b.start for b in bank.active(group) if (b.start, b.end) not in last),
+                "at_once": at_once,
+                "floats": messages.floats,
+                "in_backward": before,
+            }
+        )
+    return found
+
+
+@pytest.mark.parametrize("bucket_floats", [1, 2000, 1 << 20])
+def test_the_bank_holds_the_sum_over_several_paths(space: SearchSpace, bucket_floats: int) -> None:
+    for steps in successes(run_ranks(2, _reduce_groups, space, bucket_floats)):
+        for step in steps:
+            assert step["equal"]
+            assert step["untouched"]
+            assert step["tail"] == [3.0, 20.0]
+            assert sum(step["floats"]) == step["active"] + 2
+            assert step["in_backward"] == len(step["floats"]), "none waits for the end of the backward pass"
+            # What the last pass does not touch is sent before it, as far as it fills buckets.
+            assert step["left"] > 2000
+            assert step["left"] - bucket_floats < step["at_once"] <= step["left"]
+            assert (step["at_once"] == step["left"]) or bucket_floats > 1
+
+
 @pytest.mark.parametrize("bucket_floats", [1, 2000, 1 << 20])
 def test_the_bank_holds_the_sum_of_all_ranks(space: SearchSpace, bucket_floats: int) -> None:
     for steps in successes(run_ranks(2, _reduce, space, bucket_floats, False)):

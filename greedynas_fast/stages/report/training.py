@@ -49,7 +49,8 @@ def training_section(record: RunRecord) -> str:
         ),
         _curves(rows, "images_per_s", "Images per second", 6),
     ]
-    lead = "One path of the supernet is trained at each step. Faint: each logged step; strong: moving average."
+    trained = "A fair group of paths" if setting(record.config, "train.sampler") == "fair" else "One path"
+    lead = f"{trained} of the supernet is trained at each step. Faint: each logged step; strong: moving average."
     return html.section("train", "Supernet training", html.grid(charts), lead)
 
 
@@ -57,6 +58,8 @@ def filter_section(record: RunRecord) -> str:
     """How hard the filter rejects, how good it is, and how much successive filters agree."""
     steps, updates = record.select("train", "step"), record.select("train", "update")
     if not updates:
+        if (without := _without_filter(record)) is not None:
+            return html.section("filter", "Path filter", without)
         text = "No path filter has been trained yet: the warm-up with uniform paths comes first."
         return html.section("filter", "Path filter", html.missing(text, record.folder, "train"))
     x = column(updates, "step")
@@ -108,6 +111,8 @@ def shrinkage_section(record: RunRecord, space: SearchSpace) -> str:
     """Similarity matrices of the last update (as Figure 6) and the merged operations (as Table 5)."""
     merges = _merges(record)
     if record.similarity is None and not merges:
+        if (without := _without_filter(record)) is not None:
+            return html.section("shrinkage", "Operation shrinkage", without)
         text = "No operation similarities yet: they come with the first path filter."
         return html.section("shrinkage", "Operation shrinkage", html.missing(text, record.folder, "train"))
     lead = (
@@ -117,6 +122,14 @@ def shrinkage_section(record: RunRecord, space: SearchSpace) -> str:
     first, others = _matrices(record.similarity, space) if record.similarity is not None else ("", "")
     beside = f'<div class="beside">{first}<div>{_merge_table(merges, sum(space.num_ops))}</div></div>'
     return html.section("shrinkage", "Operation shrinkage", beside + others, lead)
+
+
+def _without_filter(record: RunRecord) -> str | None:
+    """The remark that a run never trains a filter, if it does not."""
+    sampler = setting(record.config, "train.sampler")
+    if sampler not in ("uniform", "fair"):
+        return None
+    return html.note(f"This run trains no path filter, so it merges no operations: its sampler is {sampler}.")
 
 
 def _merge_table(merges: Sequence[tuple[str, ...]], total: int) -> str:

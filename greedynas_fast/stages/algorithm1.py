@@ -48,6 +48,7 @@ class Algorithm1:
         kappa: of the last update that had one.
         stop_reason: why the training is over; None while it is not.
         sampling: the time that drawing paths and comparing filters took in this process.
+        scoring: the time that scoring paths for updates took in this process.
     """
 
     def __init__(
@@ -80,7 +81,7 @@ class Algorithm1:
         self._loss_scale = LossScale() if config.train.precision == "fp16" else None
         self._gradients: Gradients | None = None
         self._use(ParameterBank(self.net))
-        self.sampling = Stopwatch()
+        self.sampling, self.scoring = Stopwatch(), Stopwatch()
         self._scorer = score
         self.updater = FilterUpdater(
             space,
@@ -247,7 +248,7 @@ class Algorithm1:
         self._gradients = Gradients(bank, train, self.world)
 
     def _score(self, paths: Paths) -> npt.NDArray[np.float64]:
-        with self.optimizer.averaged():
+        with self.scoring, self.optimizer.averaged():
             return self._scorer(self.net, paths)
 
     def _compact(self, allowed: npt.NDArray[np.bool_]) -> None:

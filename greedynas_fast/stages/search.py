@@ -166,10 +166,11 @@ class _Search:
             with self.context.progress(STAGE, total, start=len(known)) as progress:
                 if known:
                     progress.message(f"going on after {len(known)} evaluations")
-                proposing = Stopwatch()
+                proposing, scoring = Stopwatch(), Stopwatch()
                 while len(paths := self._ask(proposing)):
                     for group in _groups(paths, GROUP * self.context.world.size):
-                        accuracies, losses = self.scorer.score(group, interrupt)
+                        with scoring:
+                            accuracies, losses = self.scorer.score(group, interrupt)
                         for path, accuracy, loss in zip(group, accuracies, losses, strict=True):
                             generation, index = self.search.generation, len(self.search.records)
                             row = self._row(index, generation, path, float(accuracy), float(loss))
@@ -178,6 +179,7 @@ class _Search:
                             best = self.search.best()
                             progress.update(index + 1, generation=generation, best=best.accuracy, macs=best.macs)
                 progress.message(f"making and filtering proposals took {proposing.summary()}")
+                progress.message(f"scoring paths took {scoring.summary()}")
             if interrupt.requested:
                 raise interrupt.stopped()
 

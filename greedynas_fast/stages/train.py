@@ -193,6 +193,8 @@ class _Training:
             self._save(metrics, path_log)
             self.store.flush()
             progress.message(f"sampling and filter inference took {algorithm.sampling.summary()}")
+            if algorithm.scoring.elapsed_s > 0:  # without a filter, no path is scored here
+                progress.message(f"scoring paths took {algorithm.scoring.summary()}")
             if any(self.context.world.gather(interrupt.requested)):
                 raise interrupt.stopped()
 

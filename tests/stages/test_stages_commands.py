@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import html.parser
 import json
+import re
 import shutil
+import time
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +39,8 @@ from greedynas_fast import spaces
 from greedynas_fast.cli import main
 from greedynas_fast.config import ConfigSource, RunConfig
 from greedynas_fast.data import DataConfig, open_data
+from greedynas_fast.stages import search as search_module
+from greedynas_fast.stages import train as train_module
 from greedynas_fast.stages.algorithm1 import Algorithm1
 from greedynas_fast.stages.export import load_model
 from greedynas_fast.stages.run import run
@@ -96,6 +100,42 @@ def test_the_path_log_counts_steps(finished: Path, space: spaces.SearchSpace) ->
     assert len(lines) == STEPS
     for line in lines:
         space.check(space.parse(line))
+
+
+def test_the_time_of_scoring_is_told(
+    config: Path, here: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slept = []
+
+    def slower(original: Any) -> Any:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            time.sleep(0.1)
+            slept.append(0.1)
+            return original(*args, **kwargs)
+
+        return call
+
+    def told(what: str) -> float:
+        (line,) = [line for line in lines if line.startswith(f"{what} took ")]
+        found = re.fullmatch(rf"{what} took (\d+\.\d\d) s, \d+\.\d\d% of the time", line)
+        assert found, line
+        return float(found[1])
+
+    for module, stage in ((train_module, train), (search_module, search)):
+        monkeypatch.setattr(module, "score_paths", slower(module.score_paths))
+        slept.clear()
+        began = time.monotonic()
+        stage(RUN, asked(config), QUIET)
+        elapsed = time.monotonic() - began
+        lines = capsys.readouterr().err.splitlines()
+        assert len(slept) >= 2
+        assert sum(slept) - 0.01 < told("scoring paths") < elapsed
+        rest = told("sampling and filter inference" if stage is train else "making and filtering proposals")
+        assert told("scoring paths") + rest < elapsed
+    train(Path("uniform"), asked(config, train__sampler="uniform"), QUIET)
+    said = capsys.readouterr().err
+    assert "sampling and filter inference took" in said
+    assert "scoring" not in said
 
 
 def test_the_search(finished: Path, space: spaces.SearchSpace) -> None:

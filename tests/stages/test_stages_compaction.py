@@ -30,12 +30,13 @@ def keep_all(bank: Any, allowed: Any, buffers: Any) -> tuple[Any, Any]:
     return bank, buffers
 
 
-def momentum(algorithm: Algorithm1) -> dict[str, bytes]:
-    """What the optimizer holds for each parameter."""
-    bank, found = algorithm.bank, {}
+def held(algorithm: Algorithm1) -> dict[str, dict[str, bytes]]:
+    """What each buffer of the optimizer holds for each parameter."""
+    found: dict[str, dict[str, bytes]] = {}
     for name, parameter in algorithm.net.named_parameters():
-        start = (parameter.data_ptr() - bank.data.data_ptr()) // 4
-        found[name] = algorithm.optimizer.momentum_buffer[start : start + parameter.numel()].numpy().tobytes()
+        start = (parameter.data_ptr() - algorithm.bank.data.data_ptr()) // 4
+        for key, buffer in algorithm.optimizer.state_dict().items():
+            found.setdefault(key, {})[name] = buffer[start : start + parameter.numel()].numpy().tobytes()
     return found
 
 
@@ -45,10 +46,14 @@ def keys_of(allowed: np.ndarray[Any, Any], names: Mapping[str, Any]) -> set[str]
     return {name for name, p in parts.items() if p[0] != "layers" or allowed[int(p[1])][int(p[2])]}
 
 
-def test_results_are_those_without_compaction(config: Path, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("ema_decay", [None, 0.75])
+def test_results_are_those_without_compaction(
+    config: Path, here: Path, monkeypatch: pytest.MonkeyPatch, ema_decay: float | None
+) -> None:
     ends, logs, sizes = [], [], []
+    options: dict[str, object] = {"train__grad_clip": 0.1, "train__ema_decay": ema_decay}
     for name, compacts in (("with", True), ("without", False)):
-        with monkeypatch.context() as patch, opened(config, Path(name), train__grad_clip=0.1) as context:
+        with monkeypatch.context() as patch, opened(config, Path(name), **options) as context:
             if not compacts:
                 patch.setattr(algorithm1, "compact", keep_all)
             algorithm, log = build(context), []
@@ -56,12 +61,13 @@ def test_results_are_those_without_compaction(config: Path, here: Path, monkeypa
             algorithm.bank.check()
             state = plain(algorithm.state_dict())
             del state["optimizer"]
-            ends.append({**state, "momentum": momentum(algorithm)})
+            ends.append({**state, **held(algorithm)})
             logs.append(log)
             sizes.append([(len(u.merges), u.row["bank_mb_before"], u.row["bank_mb"]) for u in updates])
             allowed = algorithm.allowed
     compacted, full = ends
-    for part in ("supernet", "momentum"):
+    buffers = ["momentum_buffer", *(["ema_buffer"] if ema_decay else [])]
+    for part in ("supernet", *buffers):
         kept = keys_of(allowed, full[part])
         assert kept < full[part].keys()
         full[part] = {name: full[part][name] for name in kept}

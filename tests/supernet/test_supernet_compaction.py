@@ -54,6 +54,10 @@ class Training:
             functional.cross_entropy(self.net(self.images(6, seed=step), path), self.labels(6)).backward()
             self.optimizer.step(path, 0.1)
 
+    def state(self) -> dict[str, dict[str, torch.Tensor]]:
+        """What the optimizer's buffers hold for each parameter."""
+        return {name: self.by_name(buffer) for name, buffer in self.optimizer.state_dict().items()}
+
     def by_name(self, buffer) -> dict[str, torch.Tensor]:
         """What a buffer that is laid out like the bank holds for each parameter."""
         found = {}
@@ -112,7 +116,17 @@ def test_blocks_follow_each_other_and_those_of_operations_that_left_are_empty(sp
     assert bank.data.untyped_storage().nbytes() == 4 * position
 
 
-@pytest.mark.parametrize("options", [{}, {"nesterov": True, "clip_norm": 0.5}, {"momentum": 0.0, "weight_decay": 0.0}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"nesterov": True, "clip_norm": 0.5},
+        {"momentum": 0.0, "weight_decay": 0.0},
+        {"ema_decay": 0.75},
+        {"momentum": 0.0, "ema_decay": 0.5, "clip_norm": 0.5},
+    ],
+    ids=["default", "nesterov and clip", "plain", "average", "average without momentum"],
+)
 def test_training_goes_on_bit_for_bit(space, images, labels, mask, options) -> None:
     plain, compacted = (Training(space, images, labels, **options) for _ in range(2))
     for training in (plain, compacted):
@@ -122,12 +136,21 @@ def test_training_goes_on_bit_for_bit(space, images, labels, mask, options) -> N
         training.train(STEPS, first=len(BEFORE))
     compacted.bank.check()
     assert equal(compacted.net.state_dict(), remaining(plain.net.state_dict()))
-    momentum = remaining(plain.by_name(plain.optimizer.momentum_buffer))
-    assert equal(compacted.by_name(compacted.optimizer.momentum_buffer), momentum)
-    assert any(value.any() for value in momentum.values()) == (options.get("momentum") != 0.0)
+    buffers, found = plain.state(), compacted.state()
+    assert found.keys() == buffers.keys() == {"momentum_buffer", *(["ema_buffer"] if "ema_decay" in options else [])}
+    assert all(equal(found[name], remaining(buffers[name])) for name in found)
+    assert any(value.any() for value in found["momentum_buffer"].values()) == (options.get("momentum") != 0.0)
     x = images(4, seed=99)
-    for path in STEPS:
-        assert torch.equal(plain.net.eval()(x, path), compacted.net.eval()(x, path))
+    for training in (plain, compacted):
+        training.net.eval()
+    outputs = [plain.net(x, path) for path in STEPS]
+    for path, output in zip(STEPS, outputs, strict=True):
+        assert torch.equal(compacted.net(x, path), output)
+    with plain.optimizer.averaged(), compacted.optimizer.averaged():
+        for path, output in zip(STEPS, outputs, strict=True):
+            averaged = plain.net(x, path)
+            assert torch.equal(compacted.net(x, path), averaged)
+            assert torch.equal(averaged, output) == ("ema_decay" not in options)
 
 
 def test_twice_is_as_good_as_once(space, images, labels, mask) -> None:
@@ -136,14 +159,15 @@ def test_twice_is_as_good_as_once(space, images, labels, mask) -> None:
         half[layer, op] = False
     ends = []
     for masks in ([mask], [half, mask]):
-        training = Training(space, images, labels)
+        training = Training(space, images, labels, ema_decay=0.75)
         training.train(BEFORE)
         for allowed in masks:
             training.compact(allowed)
-        ends.append((training.bank.data, training.optimizer.momentum_buffer, list(training.bank.blocks())))
-    assert torch.equal(ends[0][0], ends[1][0])
-    assert torch.equal(ends[0][1], ends[1][1])
-    assert ends[0][2] == ends[1][2]
+        buffers = training.optimizer.state_dict()
+        ends.append(({"data": training.bank.data, **buffers}, list(training.bank.blocks())))
+    assert ends[0][0].keys() == {"data", "momentum_buffer", "ema_buffer"}
+    assert equal(ends[0][0], ends[1][0])
+    assert ends[0][1] == ends[1][1]
 
 
 def test_every_buffer_of_the_bank_s_length_follows(space, mask) -> None:
@@ -206,15 +230,16 @@ def test_bad_masks_are_refused(space) -> None:
     assert np.array_equal(net.allowed, space.allowed)
 
 
+@pytest.mark.parametrize("options", [{}, {"ema_decay": 0.75}], ids=["no average", "average"])
 @pytest.mark.parametrize("target", ["full", "compacted"])
 @pytest.mark.parametrize("source", ["full", "compacted"])
-def test_checkpoints_fit_both_ways(space, images, labels, mask, source, target) -> None:
-    saved = Training(space, images, labels)
+def test_checkpoints_fit_both_ways(space, images, labels, mask, source, target, options) -> None:
+    saved = Training(space, images, labels, **options)
     saved.train(BEFORE)
     if source == "compacted":
         saved.compact(mask)
     weights, buffers = copy.deepcopy((saved.net.state_dict(), saved.optimizer.state_dict()))
-    other = Training(space, images, labels, seed=5)
+    other = Training(space, images, labels, seed=5, **options)
     other.train(STEPS[:1])
     if target == "compacted":
         other.compact(mask)
@@ -224,8 +249,24 @@ def test_checkpoints_fit_both_ways(space, images, labels, mask, source, target) 
         training.train(STEPS, first=len(BEFORE))
     other.bank.check()
     assert equal(remaining(saved.net.state_dict()), other.net.state_dict())
-    momentum = remaining(saved.by_name(saved.optimizer.momentum_buffer))
-    assert equal(momentum, other.by_name(other.optimizer.momentum_buffer))
+    wanted, found = saved.state(), other.state()
+    assert found.keys() == wanted.keys() == {"momentum_buffer", *(["ema_buffer"] if options else [])}
+    assert all(equal(remaining(wanted[name]), found[name]) for name in found)
+
+
+@pytest.mark.parametrize("saves", [True, False], ids=["only the checkpoint", "only the training"])
+def test_an_average_is_in_both_or_in_neither(space, images, labels, mask, saves) -> None:
+    saved = Training(space, images, labels, **({"ema_decay": 0.75} if saves else {}))
+    saved.train(BEFORE)
+    saved.compact(mask)
+    other = Training(space, images, labels, **({} if saves else {"ema_decay": 0.75}))
+    bank, buffers = load_checkpoint(other.bank, saved.net.state_dict(), saved.optimizer.state_dict())
+    optimizer = BankSGD(bank, **other.options)
+    before = copy.deepcopy(optimizer.state_dict())
+    message = "has a moving average, this optimizer has no ema_decay" if saves else "ema_buffer: expected shape .* none"
+    with pytest.raises(InputError, match=message):
+        optimizer.load_state_dict(buffers)
+    assert equal(optimizer.state_dict(), before)
 
 
 def test_without_a_mask_a_checkpoint_tells_by_itself_what_has_left(space, images, labels, mask) -> None:

@@ -172,7 +172,7 @@ def test_a_recipe_is_the_base_of_what_is_given_with_it() -> None:
         ({"train.lr": 0}, r"^train\.lr must be above 0, got 0"),
         ({"train.momentum": 1}, r"^train\.momentum"),
         ({"train.q_start": 0.995}, r"^train\.q_end must be at least train\.q_start = 0\.995"),
-        ({"train.sampler": "spos"}, r"train\.sampler must be one of filter, uniform, got 'spos'"),
+        ({"train.sampler": "spos"}, r"train\.sampler must be one of filter, uniform, fair, got 'spos'"),
         ({"train": 3}, "train must hold keys and values, got 3"),
         ({"filter.hidden": 0}, r"^filter\.hidden"),
         ({"search.population": 1}, r"^search\.population"),

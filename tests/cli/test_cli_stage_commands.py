@@ -134,7 +134,7 @@ def test_bad_input_leaves_no_folder(stage: FakeStage, tmp_path: Path, capsys: Ca
         (["--train.epoch=3"], "--train.epochs"),
         (["--epochs", "3"], "unknown option --epochs. The nearest known one is --"),
         (["--train.epochs", "x"], "--train.epochs must be a whole number, got 'x'"),
-        (["--train.sampler", "x"], "--train.sampler must be one of filter, uniform, got 'x'"),
+        (["--train.sampler", "x"], "--train.sampler must be one of filter, uniform, fair, got 'x'"),
         (["--train.augment.flip", "3"], "--train.augment.flip must be true or false, got '3'"),
         (["--train.lr", "0"], "train.lr must be above 0"),
         (["--train", "x.yaml"], "--train is a group of options: give one of them, such as --train.epochs"),

@@ -145,14 +145,15 @@ class _InvertedResidual(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         o: Options = ctx.options
         num_moments = len(grads) - 1
+        num_given: int = ctx.num_given
         x, *rest = ctx.saved_tensors
         kept, moments, parameters = rest[:6], rest[6 : 6 + num_moments], rest[6 + num_moments :]
+        nothing = [None] * (2 + num_given)  # for options and moments
         if grads[0] is None:
-            return (None,) * (3 + ctx.num_given + len(parameters))
+            return None, *nothing, *(None for _ in parameters)
         grad = grads[0].contiguous(memory_format=torch.channels_last)
         backward = core.backward if _in_one_call(x) else layers.backward
         grad_x, *others = backward(grad, kept, x, o, moments, parameters)
-        nothing = [None] * (2 + ctx.num_given)  # for options and moments
         return grad_x, *nothing, *others
 
 

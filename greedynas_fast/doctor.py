@@ -168,7 +168,7 @@ def _threads() -> dict[str, Any]:
         torch_threads = importlib.import_module("torch").get_num_threads()
     except (ImportError, OSError, AttributeError):
         torch_threads = None
-    names = ("OMP_NUM_THREADS", "OMP_WAIT_POLICY", "GREEDYNAS_NUM_THREADS", "GREEDYNAS_CPU_ISA")
+    names = ("OMP_NUM_THREADS", "OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "GREEDYNAS_NUM_THREADS", "GREEDYNAS_CPU_ISA")
     return {"torch": torch_threads, **{name: os.environ.get(name) for name in names}}
 
 

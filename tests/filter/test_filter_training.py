@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from greedynas_fast.errors import InputError
-from greedynas_fast.filter import FilterConfig, TrainedFilter, auroc, train_filter
+from greedynas_fast.filter import FilterConfig, TrainedFilter, auroc, train_filter, training
 from greedynas_fast.filter.training import LossName
 
 NUM_OPS = [3, 3, 3, 3]
@@ -49,6 +49,27 @@ def test_same_seed_same_bits_whatever_the_global_state() -> None:
     assert first.report == second.report
     assert np.array_equal(first.log_prob_weak(SPACE), second.log_prob_weak(SPACE))
     assert not np.array_equal(first.log_prob_weak(SPACE), other.log_prob_weak(SPACE))
+
+
+@pytest.mark.parametrize("hidden", [16, 256])
+def test_threads_are_as_they_were(monkeypatch: pytest.MonkeyPatch, hidden: int) -> None:
+    """Small filters are trained on one thread; an error gives the others back too."""
+    seen = []
+
+    def fail(*arguments: object) -> None:
+        seen.append(torch.get_num_threads())
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(training, "_loss", fail)
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(3)
+        with pytest.raises(KeyboardInterrupt):
+            train(replace(SHORT, hidden=hidden, batch_size=256))
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)
+    assert seen == [1 if hidden == 16 else 3]
 
 
 def test_who_is_trained_on_and_who_judges() -> None:

@@ -59,6 +59,7 @@ def make_deterministic() -> None:
     # cuBLAS needs a fixed workspace, and reads this when its first handle is made.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.backends.cudnn.benchmark = False
-    torch.use_deterministic_algorithms(True)
+    # What `torch.use_deterministic_algorithms` sets, but for torch.compile, which that imports: two seconds.
+    torch.set_deterministic_debug_mode("error")
     # Filling every new tensor is a debugging aid that costs a pass over memory, and changes no defined result.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]

@@ -41,8 +41,11 @@ STAGE_SECTIONS: dict[str, tuple[str, ...]] = {
     "evaluate": ("evaluate",),
     "export": ("export",),
 }
-# How image files are read, not which: these may change at any time, so that a run can go on when a file has gone bad.
-FREE = frozenset({"data.on_bad_file", "data.max_bad_files", "data.workers"})
+# These may change at any time. How image files are read, not which, so that a run can go on when a file has gone bad;
+# and what scoring may hold, which changes its time alone.
+FREE = frozenset(
+    {"data.on_bad_file", "data.max_bad_files", "data.workers", "train.score_memory_mb", "search_stage.memory_mb"}
+)
 
 
 @dataclass(frozen=True)
@@ -105,7 +108,10 @@ class TrainConfig:
         q_epochs: epochs over which q rises linearly, counted from the end of warm-up.
         score_paths: m, paths scored for one update of the filter. Note: not in the paper.
         score_images: validation images on which a path is scored.
+        score_batch_size: images scored at once, at most; with `score_bn: batch` they are what statistics are of.
         score_bn: batch normalisation when scoring: statistics of the batch, or recomputed on training images.
+        score_memory_mb: megabytes (10^6 bytes) of activations that paths may share while they are scored, beside those
+            of one path; 0 shares nothing. It changes the time alone.
         unlabeled_ratio: |U| / |P|.
         merge_threshold: cosine similarity above which two operations of a layer are merged, Eq. (9).
         agreement_paths: M, paths on which two successive filters are compared, Eq. (7).
@@ -139,7 +145,9 @@ class TrainConfig:
     q_epochs: int = 90
     score_paths: int = 1000
     score_images: int = 1000
+    score_batch_size: int = 250
     score_bn: BatchNorm = "batch"
+    score_memory_mb: int = 1000
     unlabeled_ratio: int = 10
     merge_threshold: float = 0.8
     agreement_paths: int = 10_000
@@ -155,7 +163,17 @@ class TrainConfig:
         check_types(self, "train")
         check_range(self, "train", "epochs", "batch_size", "update_every_epochs", "q_epochs", low=1)
         check_range(self, "train", "micro_batch", low=1)
-        check_range(self, "train", "score_images", "unlabeled_ratio", "agreement_paths", "max_proposals", low=1)
+        check_range(self, "train", "score_memory_mb", low=0)
+        check_range(
+            self,
+            "train",
+            "score_images",
+            "score_batch_size",
+            "unlabeled_ratio",
+            "agreement_paths",
+            "max_proposals",
+            low=1,
+        )
         check_range(self, "train", "checkpoint_every_steps", "log_every_steps", low=1)
         check_range(self, "train", "score_paths", low=2)
         check_range(self, "train", "warmup_epochs", "weight_decay", low=0)
@@ -176,6 +194,7 @@ class SearchStageConfig:
         batch_size: images scored at once.
         bn: batch normalisation: statistics of the batch, or recomputed on training images for each path.
         calibration_images: training images for `recalibrate`.
+        memory_mb: as `train.score_memory_mb`.
         use_filter: reject paths that the last path filter calls weak before they are evaluated (Sec. 4.1).
     """
 
@@ -183,10 +202,12 @@ class SearchStageConfig:
     batch_size: int = 500
     bn: BatchNorm = "batch"
     calibration_images: int = 2048
+    memory_mb: int = 1000
     use_filter: bool = True
 
     def __post_init__(self) -> None:
         check_types(self, "search_stage")
+        check_range(self, "search_stage", "memory_mb", low=0)
         check_range(self, "search_stage", "images", "batch_size", "calibration_images", low=1)
 
 

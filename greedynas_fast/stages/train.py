@@ -41,7 +41,7 @@ T = TypeVar("T")
 
 STAGE = "train"
 # Images a forward pass when paths are scored: enough for batch statistics, small enough for activations at 224 pixels.
-SCORE_BATCH = 250
+CALIBRATION_BATCH = 250
 
 
 def train(run: Path, source: ConfigSource, reporter: Reporter) -> dict[str, Any]:
@@ -103,19 +103,20 @@ def scorer(
     Each rank scores its share of the paths. As a path's loss does not depend on the others, nothing depends on how many
     ranks there are.
     """
-    part = data.validation.subset(min(config.train.score_images, len(data.validation)), config.seed)
+    train = config.train
+    part = data.validation.subset(min(train.score_images, len(data.validation)), config.seed)
     images, labels = (tensor.to(device) for tensor in part.tensors())
-    bound = MemoryBound()
+    bound = MemoryBound(train.score_memory_mb * 10**6)
 
     def score(net: Supernet, paths: npt.NDArray[np.uint8]) -> npt.NDArray[np.float64]:
-        bn = config.train.score_bn
+        bn = train.score_bn
         batches = None
         if bn == "recalibrate":
             batches = calibration(data.train, config.search_stage.calibration_images, config.seed, device)
         own = paths[world.share(len(paths))]
         with local_norms(net):
             scores = score_paths(
-                net, own, images, labels, batch_size=SCORE_BATCH, bn=bn, calibration=batches, memory=bound
+                net, own, images, labels, batch_size=train.score_batch_size, bn=bn, calibration=batches, memory=bound
             )
         return np.concatenate(world.gather(scores.loss))
 
@@ -125,7 +126,7 @@ def scorer(
 def calibration(split: Split, num_images: int, seed: int, device: torch.device) -> list[Tensor]:
     """A fixed, class-balanced set of training images for BN statistics, in batches on the device."""
     part = split.subset(min(num_images, len(split)), seed)
-    return [images.to(device) for images, _ in part.sequential(SCORE_BATCH)]
+    return [images.to(device) for images, _ in part.sequential(CALIBRATION_BATCH)]
 
 
 def to_device(batches: Iterable[tuple[Tensor, Tensor]], device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:

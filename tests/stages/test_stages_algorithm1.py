@@ -30,6 +30,7 @@ from stages_runs import (
 from greedynas_fast.errors import InputError
 from greedynas_fast.filter import Agreement
 from greedynas_fast.runtime import CheckpointStore
+from greedynas_fast.sampling import UniformSampler
 from greedynas_fast.stages import context as context_module
 from greedynas_fast.stages import filter_update
 from greedynas_fast.stages import train as train_module
@@ -40,6 +41,7 @@ from greedynas_fast.stages.retrain import retrain
 from greedynas_fast.stages.search import search
 from greedynas_fast.stages.train import build, train
 from greedynas_fast.supernet import Supernet
+from greedynas_fast.supernet.scoring import score_one_at_a_time
 
 MOVES = STEPS + UPDATES
 
@@ -209,6 +211,18 @@ def test_updates_score_on_validation_images(config: Path, here: Path, monkeypatc
     assert not known & training
     assert {image.numpy().tobytes() for batch in calibrated for image in batch} <= training
     assert bool(calibrated) == (bn == "recalibrate")
+
+
+@pytest.mark.parametrize("memory", [0, 3])
+def test_what_scoring_may_hold(config: Path, here: Path, memory: int) -> None:
+    """Scores are those of any other memory, in batches of the size that is asked for."""
+    with opened(config, train__score_memory_mb=memory, train__score_batch_size=20) as context:
+        algorithm = build(context)
+        paths = UniformSampler(context.space, seed=1).sample(6).paths
+        found = train_module.scorer(context.config, context.data, context.device, context.world)(algorithm.net, paths)
+        part = context.data.validation.subset(context.config.train.score_images, context.config.seed)
+        wanted = score_one_at_a_time(algorithm.net, paths, *part.tensors(), batch_size=20)
+    assert np.array_equal(found, wanted.loss)
 
 
 def test_a_collapsed_filter_decides_nothing(config: Path, here: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -52,7 +52,7 @@ class MemoryBound:
         if num_paths <= 1:
             raise InputError(
                 f"batch_size: there is not enough memory to score one path on {num_images} images at once; give "
-                "it fewer (train.score_images, search_stage.batch_size)."
+                "it fewer (train.score_batch_size, search_stage.batch_size)."
             )
         if self.group is None:
             self._say(

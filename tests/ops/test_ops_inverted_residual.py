@@ -102,7 +102,8 @@ def test_matches_the_reference(expands: bool, gated: bool, moments: bool) -> Non
         check(t, stride=stride, activation=activation, residual=stride == 1)
 
 
-@pytest.mark.parametrize("channels", [(1, 3, 2), (3, 17, 5), (5, 20, 12), (16, 96, 24)])
+@pytest.mark.usefixtures("level")
+@pytest.mark.parametrize("channels", [(1, 3, 2), (3, 17, 5), (5, 20, 12), (16, 96, 24), (25, 410, 200)])
 def test_odd_numbers_of_channels(channels: tuple[int, int, int]) -> None:
     """Vectors that overlap at the end of a row, in passes that work in place."""
     check(make(channels, (5,), (3, 5, 3), gated=True))

@@ -96,10 +96,10 @@ def backward(
     grad_x, expand, project, *rest = backward_op(grad, kept, o.batch_statistics, x, own, weights, moments, *o[:5])
     norms = [part for pair in rest[:3] for part in (pair.unbind() if pair.numel() else (None, None))]
     found = (expand, *norms[:4], project, *norms[4:], *rest[3:])
-    return (grad_x, *(_like(value, p) for value, p in zip(found, parameters, strict=True)))
+    return (grad_x, *(_as_parameter(value, p) for value, p in zip(found, parameters, strict=True)))
 
 
-def _like(grad: Tensor | None, parameter: Tensor | None) -> Tensor | None:
+def _as_parameter(grad: Tensor | None, parameter: Tensor | None) -> Tensor | None:
     return None if grad is None or parameter is None else grad.to(parameter.dtype)
 
 
@@ -115,7 +115,7 @@ class _Block:
         assert project is not None
         middle = sum(weight.shape[0] for weight in weights)
         batch, channels, height, width = x.shape
-        at = [_address(value) for value in parameters]
+        at = _addresses(parameters)
         self._alive = (x, parameters, weights)
         self.core = _core.InvertedResidual(
             (batch, height, width, channels, middle, project.shape[0], o.stride),
@@ -224,10 +224,6 @@ def three(values: Sequence[Tensor]) -> list[Tensor | None]:
     return [*(None for _ in range(3 - len(values))), *values]
 
 
-def _address(value: Tensor | None) -> int:
-    return 0 if value is None else value.data_ptr()
-
-
 def _addresses(values: Sequence[Tensor | None]) -> tuple[int, ...]:
     return tuple(0 if value is None else value.data_ptr() for value in values)
 
@@ -237,28 +233,14 @@ implement("inverted_residual_backward", _backward)
 
 
 @fake("inverted_residual")
-def _(
-    x: Tensor,
-    parameters: _Parameters,
-    weights: Sequence[Tensor],
-    moments: Sequence[Tensor],
-    stride: int,
-    *rest: Any,
-) -> tuple[Tensor, list[Tensor], list[Tensor]]:
-    return _outputs(x, parameters, weights, moments, stride, rest[-1])
+def _(*arguments: Any) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+    x, parameters, weights, moments, stride, *_, keep = arguments
+    return _outputs(x, parameters, weights, moments, stride, keep)
 
 
 @fake("inverted_residual_backward")
-def _(
-    grad: Tensor,
-    kept: Sequence[Tensor],
-    batch_statistics: bool,
-    x: Tensor,
-    parameters: _Parameters,
-    weights: Sequence[Tensor],
-    moments: Sequence[Tensor],
-    *rest: Any,
-) -> list[Tensor]:
+def _(*arguments: Any) -> list[Tensor]:
+    x, parameters, weights, moments = arguments[3:7]
     return _gradients(x, parameters, weights, moments)
 
 

@@ -13,10 +13,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from greedynas_fast.supernet.bank import Block, ParameterBank
-from greedynas_fast.supernet.choices import Path
 
 # Floats of a bucket: 4 MB, enough to hide what a message costs, few enough that the first are sent early.
 BUCKET_FLOATS = 1 << 20
@@ -61,17 +61,15 @@ class GradientReducer:
         for hook in self._hooks:
             hook.remove()
 
-    def begin(self, path: Path, tail: Tensor) -> None:
+    def begin(self, paths: NDArray[np.integer], tail: Tensor) -> None:
         """Send gradients from the next backward pass on, which must be the step's last.
 
         Args:
-            path: [L] operation indices, or an array or tensor [n, L] of all paths of the step, of which the next
-                backward pass is the last one's.
+            paths: operation indices [n, L] of all paths of the step; the next backward pass is the last one's.
             tail: numbers to add up as well, float32 [k].
         """
-        last = path[-1] if isinstance(path, (np.ndarray, Tensor)) and path.ndim == 2 else path
-        coming = dict.fromkeys(reversed(self._bank.active(last)))
-        blocks = [*(block for block in self._bank.active(path) if block not in coming), *coming]
+        coming = dict.fromkeys(reversed(self._bank.active(paths[-1])))
+        blocks = [*(block for block in self._bank.active(paths) if block not in coming), *coming]
         self._tail = tail
         self._buckets = _fill(blocks, self._bucket_floats, len(tail))
         if len(self._buffer) < self._buckets[-1].end:

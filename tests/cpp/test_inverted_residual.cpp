@@ -4,25 +4,15 @@
 #include <array>
 #include <cmath>
 #include <cstdint>
-#include <random>
 #include <vector>
 
 #include "blocks/inverted_residual.h"
 #include "check.h"
+#include "floats.h"
 
 using namespace greedynas;
 
 namespace {
-
-using Floats = std::vector<float>;
-
-Floats random_floats(std::int64_t count, unsigned seed) {
-  std::mt19937 random(seed);
-  std::normal_distribution<float> normal;
-  Floats values(static_cast<std::size_t>(count));
-  for (float& value : values) value = normal(random);
-  return values;
-}
 
 Floats unset(std::int64_t count) { return Floats(static_cast<std::size_t>(count), NAN); }
 

@@ -2,27 +2,17 @@
 // with their allocation, so that the sanitizers see a step beyond.
 #include <cmath>
 #include <cstdint>
-#include <random>
 #include <vector>
 
 #include "blocks/cpu/gemm_block.h"
 #include "blocks/expand_depthwise.h"
 #include "blocks/pointwise.h"
 #include "check.h"
+#include "floats.h"
 
 using namespace greedynas;
 
 namespace {
-
-using Floats = std::vector<float>;
-
-Floats random_floats(std::int64_t count, unsigned seed) {
-  std::mt19937 random(seed);
-  std::normal_distribution<float> normal;
-  Floats values(static_cast<std::size_t>(count));
-  for (float& value : values) value = normal(random);
-  return values;
-}
 
 // The largest difference from `want` in units of `scale`.
 struct Close {

@@ -76,7 +76,7 @@ def _reduce(world: World, space: SearchSpace, bucket_floats: int, spare: bool) -
         for grad in (bank.grad, oracle.grad):
             grad.fill_(UNTOUCHED).masked_fill_(mask, 0.0)
         messages.floats, messages.arrived, messages.count = [], [], 0
-        reducer.begin(path, torch.tensor([world.rank + 1.0, 10.0]))
+        reducer.begin(np.array([path]), torch.tensor([world.rank + 1.0, 10.0]))
         _loss(net, path, world.rank, step).backward()
         before = len(messages.floats)
         tail = reducer.finish().tolist()
@@ -110,7 +110,7 @@ def _reduce_groups(world: World, space: SearchSpace, bucket_floats: int) -> list
     messages.watch(net)
     reducer = GradientReducer(bank, messages, bucket_floats)
     found = []
-    for step, group in enumerate((np.array(PATHS), torch.tensor([PATHS[1], PATHS[0], PATHS[1]]))):
+    for step, group in enumerate((np.array(PATHS), np.array([PATHS[1], PATHS[0], PATHS[1]]))):
         paths = [tuple(path) for path in group.tolist()]
         active = np.zeros(len(bank.grad), dtype=bool)
         for block in bank.active(group):

@@ -23,33 +23,15 @@ bool expands_in_caches(const InvertedResidual& block) {
          block.rows() >= kRowsAChannel * block.in;
 }
 
-Prologue prologue_of(norm::Activation activation) {
-  switch (activation) {
-    case norm::Activation::relu:
-      return Prologue::affine_relu;
-    case norm::Activation::hard_swish:
-      return Prologue::affine_hard_swish;
-    case norm::Activation::silu:
-      return Prologue::affine_silu;
-    case norm::Activation::identity:
-      break;
-  }
-  return Prologue::affine;
+// The code of an activation after scale and shift, among the codes of a layer that may also have none of the three.
+template <class Code>
+constexpr Code after_affine(norm::Activation activation) {
+  return static_cast<Code>(static_cast<int>(activation) + 1);
 }
-
-MixconvActivation mixconv_activation(norm::Activation activation) {
-  switch (activation) {
-    case norm::Activation::relu:
-      return MixconvActivation::relu;
-    case norm::Activation::hard_swish:
-      return MixconvActivation::hard_swish;
-    case norm::Activation::silu:
-      return MixconvActivation::silu;
-    case norm::Activation::identity:
-      break;
-  }
-  return MixconvActivation::identity;
-}
+static_assert(after_affine<Prologue>(norm::Activation::identity) == Prologue::affine &&
+              after_affine<Prologue>(norm::Activation::silu) == Prologue::affine_silu);
+static_assert(after_affine<MixconvActivation>(norm::Activation::identity) == MixconvActivation::identity &&
+              after_affine<MixconvActivation>(norm::Activation::silu) == MixconvActivation::silu);
 
 MixconvTensor image_tensor(const void* data, std::int64_t height, std::int64_t width, std::int64_t pixel) {
   return {const_cast<void*>(data), height * width * pixel, width * pixel, pixel};
@@ -78,12 +60,15 @@ struct Layers {
   norm::SqueezeExcite squeeze(const float* scale_shift) const {
     norm::Shape image = shape2();
     image.rows = block.out_pixels();
-    return {image, block.batch, prologue_of(block.activation), scale_shift, scale_shift + block.middle, block.threads};
+    return {
+        image,        block.batch, after_affine<Prologue>(block.activation), scale_shift, scale_shift + block.middle,
+        block.threads};
   }
   GateProducts gate() const { return {block.batch, block.middle, block.gate, block.threads}; }
   PointwiseInput project_input(const float* z2, const float* scale_shift, const float* gates) const {
-    return {{z2, block.middle}, prologue_of(block.activation), scale_shift, scale_shift + block.middle, gates,
-            block.out_pixels()};
+    return {
+        {z2, block.middle}, after_affine<Prologue>(block.activation), scale_shift, scale_shift + block.middle, gates,
+        block.out_pixels()};
   }
   // Of x where nothing is expanded, else of z1.
   MixconvCall depthwise(const float* z1, const float* scale_shift) const {
@@ -100,7 +85,7 @@ struct Layers {
       return call;
     }
     call.x = image_tensor(z1, block.height, block.width, block.middle);
-    call.activation = mixconv_activation(block.activation);
+    call.activation = after_affine<MixconvActivation>(block.activation);
     call.scale = scale_shift;
     call.shift = scale_shift + block.middle;
     return call;
@@ -111,8 +96,24 @@ struct Layers {
   }
 };
 
-std::int64_t mixconv_floats(const MixconvCall& call, int threads) {
-  return static_cast<std::int64_t>(mixconv_workspace_bytes(call, threads) / 4 + 1);
+bool gated(const InvertedResidual& block) { return block.gate.reduce_weight != nullptr; }
+
+// Of the workspaces of the layers, the largest, for both passes of each.
+std::int64_t largest_workspace(const Layers& layers, bool in_caches) {
+  const InvertedResidual& block = layers.block;
+  const MixconvCall call = layers.depthwise(nullptr, nullptr);
+  std::int64_t most = std::max({blocks::workspace_floats(layers.project()), norm::workspace_floats(layers.shape2()),
+                                norm::workspace_floats(layers.norm3(false).shape)});
+  if (in_caches) {
+    most = std::max({most, expanded_moments_floats(layers.expand()),
+                     expand_depthwise_floats({layers.expand(), block.x, block.expand, call})});
+  } else {
+    const std::size_t bytes = mixconv_workspace_bytes(call, block.threads);
+    most = std::max(most, static_cast<std::int64_t>(bytes / sizeof(float) + 1));
+    if (block.expand != nullptr) most = std::max(most, blocks::workspace_floats(layers.expand()));
+  }
+  if (!gated(block)) return most;
+  return std::max({most, norm::workspace_floats(layers.squeeze(nullptr)), blocks::workspace_floats(layers.gate())});
 }
 
 struct Space {
@@ -121,33 +122,19 @@ struct Space {
 
   Space(const InvertedResidual& block, bool keeps, float* workspace) {
     const Layers layers{block};
-    const bool gated = block.gate.reduce_weight != nullptr;
     const bool in_caches = !keeps && expands_in_caches(block);
     Pieces pieces(workspace);
     affine1 = pieces.take(2 * block.middle);
     affine2 = pieces.take(2 * block.middle);
-    gates = gated ? pieces.take(block.batch * block.middle) : nullptr;
-    const bool gate_here = gated && !keeps;
+    gates = gated(block) ? pieces.take(block.batch * block.middle) : nullptr;
+    const bool gate_here = gated(block) && !keeps;
     means = gate_here ? pieces.take(block.batch * block.middle) : nullptr;
     logits = gate_here ? pieces.take(block.batch * block.middle) : nullptr;
     hidden = gate_here ? pieces.take(block.batch * block.gate.width) : nullptr;
     z1 = keeps || in_caches || block.expand == nullptr ? nullptr : pieces.take(block.rows() * block.middle);
     z2 = keeps ? nullptr : pieces.take(block.out_rows() * block.middle);
     z3 = keeps ? nullptr : pieces.take(block.out_rows() * block.out);
-    const MixconvCall call = layers.depthwise(nullptr, nullptr);
-    std::int64_t most = std::max({blocks::workspace_floats(layers.project()), norm::workspace_floats(layers.shape2()),
-                                  norm::workspace_floats(layers.norm3(false).shape)});
-    if (in_caches) {
-      most = std::max({most, expanded_moments_floats(layers.expand()),
-                       expand_depthwise_floats({layers.expand(), block.x, block.expand, call})});
-    } else {
-      most = std::max(most, mixconv_floats(call, block.threads));
-      if (block.expand != nullptr) most = std::max(most, blocks::workspace_floats(layers.expand()));
-    }
-    if (gated) {
-      most = std::max({most, norm::workspace_floats(layers.squeeze(nullptr)), blocks::workspace_floats(layers.gate())});
-    }
-    rest = pieces.take(most);
+    rest = pieces.take(largest_workspace(layers, in_caches));
     floats = pieces.taken();
   }
 };
@@ -159,8 +146,7 @@ struct BackwardSpace {
 
   BackwardSpace(const InvertedResidual& block, float* workspace) {
     const Layers layers{block};
-    const bool gated = block.gate.reduce_weight != nullptr;
-    const std::int64_t images = gated ? block.batch * block.middle : 0;
+    const std::int64_t images = gated(block) ? block.batch * block.middle : 0;
     Pieces pieces(workspace);
     affine1 = pieces.take(2 * block.middle);
     affine2 = pieces.take(2 * block.middle);
@@ -173,18 +159,10 @@ struct BackwardSpace {
     // The gradient of z2 before it has gone through the gate is not needed any more where that of z1 is made.
     const std::int64_t floats2 = block.out_rows() * block.middle;
     const std::int64_t floats1 = block.expand == nullptr ? 0 : block.rows() * block.middle;
-    grad_z1 = pieces.take(std::max(floats1, gated ? floats2 : 0));
-    through_gate = gated ? grad_z1 : nullptr;
+    grad_z1 = pieces.take(std::max(floats1, gated(block) ? floats2 : 0));
+    through_gate = gated(block) ? grad_z1 : nullptr;
     grad_z2 = pieces.take(floats2);
-    const MixconvCall call = layers.depthwise(nullptr, nullptr);
-    std::int64_t most =
-        std::max({blocks::workspace_floats(layers.project()), norm::workspace_floats(layers.shape2()),
-                  norm::workspace_floats(layers.norm3(false).shape), mixconv_floats(call, block.threads)});
-    if (block.expand != nullptr) most = std::max(most, blocks::workspace_floats(layers.expand()));
-    if (gated) {
-      most = std::max({most, norm::workspace_floats(layers.squeeze(nullptr)), blocks::workspace_floats(layers.gate())});
-    }
-    rest = pieces.take(most);
+    rest = pieces.take(largest_workspace(layers, false));
     floats = pieces.taken();
   }
 };
@@ -266,14 +244,14 @@ void backward(const InvertedResidual& block, const InvertedResidualTensors& tens
                  {nullptr, nullptr, gradients.norms[2], gradients.norms[2] + block.out});
 
   layers.affine(1, moments[1], space.affine2);
-  const bool gated = block.gate.reduce_weight != nullptr;
-  if (gated) gates_of(layers.gate(), tensors.logits, space.gates);
-  float* const grad_a = gated ? space.through_gate : space.grad_z2;
+  const bool has_gate = gated(block);
+  if (has_gate) gates_of(layers.gate(), tensors.logits, space.gates);
+  float* const grad_a = has_gate ? space.through_gate : space.grad_z2;
   float *const grad_scale2 = space.grad_affine2, *const grad_shift2 = grad_scale2 + block.middle;
   pointwise_backward(layers.project(), {grad, {tensors.z3, block.out}, &channels3, known(2, block.out, false)},
-                     layers.project_input(tensors.z2, space.affine2, gated ? space.gates : nullptr), block.project,
+                     layers.project_input(tensors.z2, space.affine2, has_gate ? space.gates : nullptr), block.project,
                      layers.none, space.rest, {grad_a, grad_scale2, grad_shift2, gradients.project});
-  if (gated) {
+  if (has_gate) {
     const norm::SqueezeExcite squeeze = layers.squeeze(space.affine2);
     const Input from{grad_a, block.middle}, z2{tensors.z2, block.middle};
     norm::excite_backward(squeeze, from, z2, space.rest, space.grad_gates);

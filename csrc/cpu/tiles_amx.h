@@ -6,7 +6,7 @@
 
 #include <cstdint>
 
-#include "cpu/vec_generic.h"
+#include "cpu/vec_avx512.h"
 
 namespace greedynas::cpu {
 
@@ -43,6 +43,11 @@ struct TilesAmx {
   template <int kSums, int kA, int kB>
   GREEDYNAS_VEC_INLINE static void multiply_add() {
     __asm__ volatile("tdpbf16ps %%tmm%c2, %%tmm%c1, %%tmm%c0" : : "i"(kSums), "i"(kA), "i"(kB));
+  }
+  // 16 numbers, rounded.
+  template <class V>
+  GREEDYNAS_VEC_INLINE static void store_bf16(V values, std::uint16_t* p) {
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(values.v)));
   }
 };
 

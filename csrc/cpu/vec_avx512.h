@@ -9,9 +9,7 @@
 
 namespace greedynas::cpu {
 
-// With kApproximate, a / b is a times a refined reciprocal estimate: within 2 units in the last place instead of
-// exact, and twice as fast; functions may be approximated too (filter/arithmetic.h). For the bf16 mode, which promises
-// no equal bits.
+// kApproximate: for the bf16 mode of the filter, which promises no equal bits (filter/arithmetic.h).
 template <bool kApproximate>
 struct VecAvx512 {
   static constexpr bool approximate = kApproximate;
@@ -50,15 +48,7 @@ struct VecAvx512 {
   GREEDYNAS_VEC_INLINE friend VecAvx512 operator+(VecAvx512 a, VecAvx512 b) { return {_mm512_add_ps(a.v, b.v)}; }
   GREEDYNAS_VEC_INLINE friend VecAvx512 operator-(VecAvx512 a, VecAvx512 b) { return {_mm512_sub_ps(a.v, b.v)}; }
   GREEDYNAS_VEC_INLINE friend VecAvx512 operator*(VecAvx512 a, VecAvx512 b) { return {_mm512_mul_ps(a.v, b.v)}; }
-  GREEDYNAS_VEC_INLINE friend VecAvx512 operator/(VecAvx512 a, VecAvx512 b) {
-    if constexpr (kApproximate) {
-      const __m512 estimate = _mm512_rcp14_ps(b.v);
-      const __m512 error = _mm512_fnmadd_ps(b.v, estimate, _mm512_set1_ps(1.0F));
-      return {_mm512_mul_ps(a.v, _mm512_fmadd_ps(estimate, error, estimate))};
-    } else {
-      return {_mm512_div_ps(a.v, b.v)};
-    }
-  }
+  GREEDYNAS_VEC_INLINE friend VecAvx512 operator/(VecAvx512 a, VecAvx512 b) { return {_mm512_div_ps(a.v, b.v)}; }
   GREEDYNAS_VEC_INLINE friend VecAvx512 fma(VecAvx512 a, VecAvx512 b, VecAvx512 c) {
     return {_mm512_fmadd_ps(a.v, b.v, c.v)};
   }
@@ -67,6 +57,21 @@ struct VecAvx512 {
   GREEDYNAS_VEC_INLINE friend VecAvx512 times_power_of_two(VecAvx512 p, VecAvx512 shifted) {
     const __m512i exponent = _mm512_slli_epi32(_mm512_castps_si512(shifted.v), 23);
     return {_mm512_castsi512_ps(_mm512_add_epi32(_mm512_castps_si512(p.v), exponent))};
+  }
+  // For tables, filter/tanh_table.h: numbers[i] for the lowest 5 bits i of an index, |x| but at most `limit`, and
+  // `size` with the sign of x.
+  GREEDYNAS_VEC_INLINE friend VecAvx512 look_up(const float (&numbers)[32], VecAvx512 index) {
+    return {
+        _mm512_permutex2var_ps(_mm512_load_ps(numbers), _mm512_castps_si512(index.v), _mm512_load_ps(numbers + 16))};
+  }
+  GREEDYNAS_VEC_INLINE friend VecAvx512 size_within(VecAvx512 x, float limit) {
+    constexpr int kSmallerSizeWithoutSign = 0b1010;
+    return {_mm512_range_ps(x.v, _mm512_set1_ps(limit), kSmallerSizeWithoutSign)};
+  }
+  GREEDYNAS_VEC_INLINE friend VecAvx512 with_sign_of(VecAvx512 x, VecAvx512 size) {
+    constexpr int kFirstAndSecondOrThird = 0xEA;
+    return {_mm512_castsi512_ps(_mm512_ternarylogic_epi32(_mm512_castps_si512(x.v), _mm512_set1_epi32(INT32_MIN),
+                                                          _mm512_castps_si512(size.v), kFirstAndSecondOrThird))};
   }
   GREEDYNAS_VEC_INLINE friend VecAvx512 round_to_bf16(VecAvx512 a) {
     const __m512i bits = _mm512_castps_si512(a.v);

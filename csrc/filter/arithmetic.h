@@ -11,6 +11,8 @@
 #include <cstdint>
 #include <cstring>
 
+#include "filter/tanh_table.h"
+
 #if defined(__CUDACC__) || defined(GREEDYNAS_EMULATE_CUDA)
 #define GREEDYNAS_INLINE __host__ __device__ __forceinline__
 #else
@@ -74,7 +76,7 @@ struct Scalar {
   }
 };
 
-// Of vectors for the bf16 mode. Its states are rounded to 9 bits in each step anyway.
+// Of vectors for the bf16 mode, with what tanh_table.h needs: there cells take tanh and sigmoid from its table.
 template <class V>
 concept Approximate = requires { requires V::approximate; };
 
@@ -94,14 +96,6 @@ GREEDYNAS_INLINE Exponential<V> exp_within(V x, float limit) {
   x = min(max(x, V::set(-limit)), V::set(limit));
   const V shifted = fma(x, V::set(0x1.715476p+0F), V::set(12582912.0F));  // 1.5 * 2^23: the low bits now hold n
   const V n = shifted - V::set(12582912.0F);
-  if constexpr (Approximate<V>) {
-    // As below, to 1.5e-5: a sixth of the multiply-adds of a cell less.
-    const V f = fma(x, V::set(0x1.715476p+0F), V::set(0.0F) - n);
-    V p = fma(V::set(0x1.3b2a90p-7F), f, V::set(0x1.c96b48p-5F));
-    p = fma(p, f, V::set(0x1.ebff08p-3F));
-    p = fma(p, f, V::set(0x1.62e2d6p-1F));
-    return {times_power_of_two(V::set(1.0F), shifted), p * f};
-  }
   // log2(e) in two parts.
   const V f = fma(x, V::set(0x1.4ae0cp-26F), fma(x, V::set(0x1.715476p+0F), V::set(0.0F) - n));
   // (2^f - 1) / f on [-0.5, 0.5], minimax in relative error (1.1e-8), found with Remez's algorithm.
@@ -128,13 +122,24 @@ GREEDYNAS_INLINE V sigmoid_denominator(V x) {
 }
 
 template <class V>
+GREEDYNAS_INLINE V sigmoid_by_table(V x) {
+  const V half = V::set(0.5F);
+  return fma(tanh_by_table(x * half), half, half);
+}
+
+template <class V>
 GREEDYNAS_INLINE V hidden_state(V output_gate, V cell) {
+  if constexpr (Approximate<V>) return sigmoid_by_table(output_gate) * tanh_by_table(cell);
   const Exponential<V> d = exp_within(cell * V::set(-2.0F), 28.0F);
   return (V::set(0.0F) - d.plus(-1.0F)) / (sigmoid_denominator(output_gate) * d.plus(1.0F));
 }
 
 template <class V>
 GREEDYNAS_INLINE CellState<V> lstm_cell(V zi, V zf, V zg, V zo, V cell) {
+  if constexpr (Approximate<V>) {
+    const V next = fma(sigmoid_by_table(zf), cell, sigmoid_by_table(zi) * tanh_by_table(zg));
+    return {next, hidden_state(zo, next)};
+  }
   const V forget = sigmoid_denominator(zf);
   const Exponential<V> g = exp_within(zg * V::set(-2.0F), 28.0F);
   const V input = sigmoid_denominator(zi) * g.plus(1.0F);
@@ -146,6 +151,10 @@ GREEDYNAS_INLINE CellState<V> lstm_cell(V zi, V zf, V zg, V zo, V cell) {
 // The first step, from a zero state: not the general formula with c = 0, which could round differently.
 template <class V>
 GREEDYNAS_INLINE CellState<V> first_lstm_cell(V zi, V zg, V zo) {
+  if constexpr (Approximate<V>) {
+    const V next = sigmoid_by_table(zi) * tanh_by_table(zg);
+    return {next, hidden_state(zo, next)};
+  }
   const Exponential<V> g = exp_within(zg * V::set(-2.0F), 28.0F);
   const V next = (V::set(0.0F) - g.plus(-1.0F)) / (sigmoid_denominator(zi) * g.plus(1.0F));
   return {next, hidden_state(zo, next)};

@@ -26,6 +26,11 @@ struct ExactLane {
     using namespace greedynas::filter;
     return {float_of(bits_of(p.v) + (bits_of(shifted.v) << 23))};
   }
+  friend ExactLane look_up(const float (&numbers)[32], ExactLane index) {
+    return {numbers[greedynas::filter::bits_of(index.v) & 31]};
+  }
+  friend ExactLane size_within(ExactLane x, float limit) { return {std::min(std::fabs(x.v), limit)}; }
+  friend ExactLane with_sign_of(ExactLane x, ExactLane size) { return {std::copysign(size.v, x.v)}; }
 };
 
 using Exact = ExactLane<false>;

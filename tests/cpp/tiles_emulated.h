@@ -48,6 +48,13 @@ struct TilesEmulated {
     std::memcpy(tiles[kSums], sums, sizeof sums);
   }
 
+  template <class V>
+  static void store_bf16(V values, std::uint16_t* p) {
+    float numbers[V::width];
+    values.store(numbers);
+    for (int i = 0; i < V::width; ++i) p[i] = greedynas::filter::bf16_bits(numbers[i]);
+  }
+
  private:
   static float value_of(std::uint16_t bf16) {
     return greedynas::filter::float_of(static_cast<std::uint32_t>(bf16) << 16);

@@ -1,7 +1,8 @@
 // The bf16 filter with W_hh h as products of tiles (16 paths by 16 units by 32 inputs); the rest is that of block.h.
 //
-// For 16 units, the four gates of 16 paths are in four tiles; while the vector units work on the cells of one group of
-// paths, the tile unit can already multiply for the next, so the sums go through two buffers in turn.
+// For 16 units, the four gates of 16 paths are in four tiles. While the vector units work on the cells of one group of
+// paths, the tile unit multiplies for the next: two products are issued between two pairs of cells, because a CPU looks
+// about four cells ahead. The sums go through two buffers in turn.
 #pragma once
 
 #include "filter/cpu/block.h"
@@ -46,70 +47,102 @@ struct TileStates {
 };
 
 // 16 hidden states of a path, of units `unit` on.
-template <class V>
+template <class Tiles, class V>
 GREEDYNAS_VEC_INLINE void put_tile_states(const TileStates& states, int row, int unit, V hidden) {
-  float rounded[V::width];
-  round_to_bf16(hidden).store(rounded);
-  std::uint16_t* out = states.tile(row, unit / kTileInputs) + row % kTileRows * kTileInputs + unit % kTileInputs;
-  for (int i = 0; i < V::width; ++i) out[i] = static_cast<std::uint16_t>(bits_of(rounded[i]) >> 16);
+  Tiles::store_bf16(hidden, states.tile(row, unit / kTileInputs) + row % kTileRows * kTileInputs + unit % kTileInputs);
 }
 
-// The gate sums W_hh h of 16 paths and 16 units: sums [4][16 paths][16 units].
+// The gate sums W_hh h of 16 paths and 16 units, in tiles 0 to 3.
 template <class Tiles>
-GREEDYNAS_VEC_INLINE void multiply_group(const std::uint16_t* weights, const TileStates& states, int row, float* sums) {
-  Tiles::template zero<0>();
-  Tiles::template zero<1>();
-  Tiles::template zero<2>();
-  Tiles::template zero<3>();
-  for (int tile = 0; tile < tiles_of(states.units); ++tile, weights += 4 * kTileElements) {
-    Tiles::template load<4>(states.tile(row, tile));
-    Tiles::template load<5>(weights);
-    Tiles::template multiply_add<0, 4, 5>();
-    Tiles::template load<6>(weights + kTileElements);
-    Tiles::template multiply_add<1, 4, 6>();
-    Tiles::template load<7>(weights + 2 * kTileElements);
-    Tiles::template multiply_add<2, 4, 7>();
-    Tiles::template load<5>(weights + 3 * kTileElements);
-    Tiles::template multiply_add<3, 4, 5>();
+struct GateSums {
+  const std::uint16_t* weights;  // of these units
+  const TileStates& states;
+  int row;
+
+  GREEDYNAS_VEC_INLINE static void clear() {
+    Tiles::template zero<0>();
+    Tiles::template zero<1>();
+    Tiles::template zero<2>();
+    Tiles::template zero<3>();
   }
-  Tiles::template store<0>(sums);
-  Tiles::template store<1>(sums + 256);
-  Tiles::template store<2>(sums + 512);
-  Tiles::template store<3>(sums + 768);
-}
+  // Half `half` of all: two gates of a tile of inputs.
+  GREEDYNAS_VEC_INLINE void add(int half) const {
+    const std::uint16_t* gates = weights + std::int64_t{2} * half * kTileElements;
+    if (half % 2 == 0) {
+      Tiles::template load<4>(states.tile(row, half / 2));
+      Tiles::template load<5>(gates);
+      Tiles::template load<6>(gates + kTileElements);
+      Tiles::template multiply_add<0, 4, 5>();
+      Tiles::template multiply_add<1, 4, 6>();
+    } else {
+      Tiles::template load<5>(gates);
+      Tiles::template load<6>(gates + kTileElements);
+      Tiles::template multiply_add<2, 4, 5>();
+      Tiles::template multiply_add<3, 4, 6>();
+    }
+  }
+  // sums [4][16 paths][16 units]
+  GREEDYNAS_VEC_INLINE static void store(float* sums) {
+    Tiles::template store<0>(sums);
+    Tiles::template store<1>(sums + 256);
+    Tiles::template store<2>(sums + 512);
+    Tiles::template store<3>(sums + 768);
+  }
+};
+
+inline constexpr int kTileCells = 2;  // side by side; 1 and 4 are slower on Emerald Rapids
 
 // One step of a direction in which h is not zero.
 template <class Tiles, class V>
 void tile_step(const BlockPaths& paths, int step, int rows, const TileStates& in, const TileStates& out, float* cell,
                float* last) {
+  using Cells = Together<V, kTileCells>;
   const int units = paths.packed.shape.hidden;
   const int groups = rows / kTileRows;
   const float* tables[kBlockRows];
   for (int row = 0; row < rows; ++row) tables[row] = paths.table_row(row, step);
   const auto* weights = reinterpret_cast<const std::uint16_t*>(paths.packed.recurrent[paths.direction]);
-  const std::int64_t block_size = std::int64_t{4} * tiles_of(units) * kTileElements;
+  const int inputs = tiles_of(units);
+  const std::int64_t block_size = std::int64_t{4} * inputs * kTileElements;
   alignas(64) float sums[2][4 * 256];
   const int tasks = units / kTileRows * groups;
-  const auto multiply = [&](int task) __attribute__((always_inline)) {
-    multiply_group<Tiles>(weights + task / groups * block_size, in, task % groups * kTileRows, sums[task % 2]);
+  const auto gate_sums = [&](int task) __attribute__((always_inline)) {
+    return GateSums<Tiles>{weights + task / groups * block_size, in, task % groups * kTileRows};
   };
-  multiply(0);
+  GateSums<Tiles>::clear();
+  for (int half = 0; half < 2 * inputs; ++half) gate_sums(0).add(half);
+  GateSums<Tiles>::store(sums[0]);
   for (int task = 0; task < tasks; ++task) {
-    if (task + 1 < tasks) multiply(task + 1);
+    const bool more = task + 1 < tasks;
+    const GateSums<Tiles> next = gate_sums(more ? task + 1 : task);
+    const float* gates = sums[task % 2];
     const int unit = task / groups * kTileRows;
-    for (int r = 0; r < kTileRows; ++r) {
-      const int row = task % groups * kTileRows + r;
-      V gates[4];
-      for (int g = 0; g < 4; ++g) {
-        gates[g] = V::load(sums[task % 2] + g * 256 + r * 16) + V::load(tables[row] + g * units + unit);
+    if (more) next.clear();
+    int half = 0;
+    for (int r = 0; r < kTileRows; r += kTileCells, gates += kTileCells * 16) {
+      if (more) {
+        for (; half < 2 * inputs && half * (kTileRows - kTileCells) < 2 * inputs * (r + kTileCells); ++half) {
+          next.add(half);
+        }
+        if (r + kTileCells == kTileRows) next.store(sums[(task + 1) % 2]);
       }
+      const int row = task % groups * kTileRows + r;
+      const auto load = [&](int g) __attribute__((always_inline)) {
+        Cells from_table;
+        GREEDYNAS_UNROLL
+        for (int i = 0; i < kTileCells; ++i) from_table.v[i] = V::load(tables[row + i] + g * units + unit);
+        return Cells::load(gates + g * 256, 16) + from_table;
+      };
       float* const c = cell + row * units + unit;
-      const CellState<V> state = lstm_cell(gates[0], gates[1], gates[2], gates[3], V::load(c));
-      state.cell.store(c);
-      if (last != nullptr) {
-        state.hidden.store(last + row * units + unit);
-      } else {
-        put_tile_states(out, row, unit, state.hidden);
+      const CellState<Cells> state = lstm_cell(load(0), load(1), load(2), load(3), Cells::load(c, units));
+      GREEDYNAS_UNROLL
+      for (int i = 0; i < kTileCells; ++i) {
+        state.cell.v[i].store(c + i * units);
+        if (last != nullptr) {
+          state.hidden.v[i].store(last + (row + i) * units + unit);
+        } else {
+          put_tile_states<Tiles>(out, row + i, unit, state.hidden.v[i]);
+        }
       }
     }
   }
@@ -134,7 +167,8 @@ void run_direction_tiles(const BlockPaths& paths, const PrefixStates* prefix, in
   states[0].clear();
   states[1].clear();
   for (int row = 0; row < rows; ++row) {
-    for (int u = 0; u < units; u += V::width) put_tile_states(states[0], row, u, V::load(last + row * units + u));
+    for (int u = 0; u < units; u += V::width)
+      put_tile_states<Tiles>(states[0], row, u, V::load(last + row * units + u));
   }
   for (int turn = 0; step < steps; ++step, turn ^= 1) {
     tile_step<Tiles, V>(paths, step, rows, states[turn], states[turn ^ 1], memory.cell,

@@ -47,6 +47,15 @@ struct Together {
   GREEDYNAS_VEC_INLINE friend Together times_power_of_two(Together p, Together shifted) {
     return of([&](int i) __attribute__((always_inline)) { return times_power_of_two(p.v[i], shifted.v[i]); });
   }
+  GREEDYNAS_VEC_INLINE friend Together look_up(const float (&numbers)[32], Together index) {
+    return of([&](int i) __attribute__((always_inline)) { return look_up(numbers, index.v[i]); });
+  }
+  GREEDYNAS_VEC_INLINE friend Together size_within(Together x, float limit) {
+    return of([&](int i) __attribute__((always_inline)) { return size_within(x.v[i], limit); });
+  }
+  GREEDYNAS_VEC_INLINE friend Together with_sign_of(Together x, Together size) {
+    return of([&](int i) __attribute__((always_inline)) { return with_sign_of(x.v[i], size.v[i]); });
+  }
 
  private:
   template <class Function>

@@ -111,7 +111,7 @@ void test_approximate_cell() {
     worst = std::max(worst, std::fabs(static_cast<double>(found.hidden.v) - sigmoid(zo) * std::tanh(next)));
   }
   CHECK(worst < 2.5e-4);  // a state is rounded to bf16, by up to 4e-3
-  CHECK(worst > 1e-6);  // it is the approximation
+  CHECK(worst > 1e-6);    // it is the approximation
 }
 
 void test_prefixes_and_threads_change_nothing() {

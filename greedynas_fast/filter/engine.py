@@ -4,8 +4,8 @@ In float32 the CPU levels with fused multiply-add (AVX2, AVX-512) and CUDA give 
 depend on the machine. The torch module stays the reference: `PathFilter.log_prob_weak` differs by float32 rounding,
 below 1e-5. In bf16 it is a band: on filters trained in `mb-se` (21 layers, H = 128, log Phi spread by 1 to 2) the
 largest difference was 0.016, and 99.98 % of the decisions were equal; on filters trained for a mere 80 steps, of 20,000
-paths, 0.036 and 99.98 % with AVX-512, 0.033 and all at q = 0.99 with AVX512-BF16 and AMX. `FilterEngine.decide(band=...)`
-tells how many paths are close enough to the threshold to differ.
+paths, 0.036 and 99.98 % with AVX-512, 0.033 and all at q = 0.99 with AVX512-BF16 and AMX.
+`FilterEngine.decide(band=...)` tells how many paths are close enough to the threshold to differ.
 """
 
 from __future__ import annotations

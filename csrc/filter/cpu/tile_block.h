@@ -167,8 +167,9 @@ void run_direction_tiles(const BlockPaths& paths, const PrefixStates* prefix, in
   states[0].clear();
   states[1].clear();
   for (int row = 0; row < rows; ++row) {
-    for (int u = 0; u < units; u += V::width)
+    for (int u = 0; u < units; u += V::width) {
       put_tile_states<Tiles>(states[0], row, u, V::load(last + row * units + u));
+    }
   }
   for (int turn = 0; step < steps; ++step, turn ^= 1) {
     tile_step<Tiles, V>(paths, step, rows, states[turn], states[turn ^ 1], memory.cell,

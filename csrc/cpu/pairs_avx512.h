@@ -7,9 +7,9 @@ namespace greedynas::cpu {
 
 template <class V>
 struct PairsAvx512 {
-  // 16 numbers, rounded to bf16, into 8 words.
-  GREEDYNAS_VEC_INLINE static void store_bf16(V values, float* words) {
-    _mm256_storeu_si256(reinterpret_cast<__m256i*>(words), reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(values.v)));
+  // 16 numbers, rounded to bf16: 8 words.
+  GREEDYNAS_VEC_INLINE static void store_bf16(V values, void* words) {
+    _mm256_storeu_si256(static_cast<__m256i*>(words), reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(values.v)));
   }
   // sums [16] += both products of the pairs in a [16] and b [16].
   GREEDYNAS_VEC_INLINE static V multiply_add(V a, V b, V sums) {

@@ -6,7 +6,7 @@
 
 #include <cstdint>
 
-#include "cpu/vec_avx512.h"
+#include "cpu/pairs_avx512.h"
 
 namespace greedynas::cpu {
 
@@ -47,7 +47,7 @@ struct TilesAmx {
   // 16 numbers, rounded.
   template <class V>
   GREEDYNAS_VEC_INLINE static void store_bf16(V values, std::uint16_t* p) {
-    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(values.v)));
+    PairsAvx512<V>::store_bf16(values, p);
   }
 };
 

@@ -8,7 +8,7 @@
 
 template <class V>
 struct PairsEmulated {
-  static void store_bf16(V values, float* words) {
+  static void store_bf16(V values, void* words) {
     float numbers[V::width];
     std::uint16_t bits[V::width];
     values.store(numbers);

@@ -5,6 +5,7 @@
 #include <cstring>
 
 #include "filter/arithmetic.h"
+#include "pairs_emulated.h"
 
 struct TilesEmulated {
   static inline thread_local unsigned char tiles[8][16][64];
@@ -50,9 +51,7 @@ struct TilesEmulated {
 
   template <class V>
   static void store_bf16(V values, std::uint16_t* p) {
-    float numbers[V::width];
-    values.store(numbers);
-    for (int i = 0; i < V::width; ++i) p[i] = greedynas::filter::bf16_bits(numbers[i]);
+    PairsEmulated<V>::store_bf16(values, p);
   }
 
  private:

@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from greedynas_fast.cli import main
+from greedynas_fast.cli import run_process
 
-raise SystemExit(main())
+run_process()

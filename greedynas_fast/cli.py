@@ -12,6 +12,7 @@ Standard output carries the result only; with `--json` one JSON document.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import os
 import shlex
@@ -19,7 +20,7 @@ import signal
 import sys
 import traceback
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from greedynas_fast import __version__
 from greedynas_fast.commands import REGISTRY, Command, load
@@ -41,6 +42,24 @@ REMEDIES = {
     "tensorboard": "greedynas_fast[tensorboard]",
     "nvidia": "greedynas_fast[dali-cu12] or greedynas_fast[dali-cu13]",
 }
+
+
+def run_process() -> NoReturn:
+    """The whole process of `greedynas-fast`: run the command of its arguments and leave with the exit code."""
+    code = 1  # of an exception that `main` lets through
+
+    def leave() -> None:
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(OSError, ValueError):  # a closed pipe or file
+                stream.flush()
+        os._exit(code)
+
+    if os.environ.get("WORLD_SIZE", "1") != "1":
+        # Threads of torch.distributed can abort a process that takes itself down, after its result is printed; torchrun
+        # then restarts all ranks. What registers first runs last: everybody else's exit functions have run by then.
+        atexit.register(leave)
+    code = main()
+    sys.exit(code)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -6,6 +6,7 @@ import importlib
 import importlib.metadata
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -45,6 +46,35 @@ def test_unknown_command(capsys: Capture) -> None:
 def test_every_command_loads() -> None:
     for name in REGISTRY:
         assert callable(load(name).execute)
+
+
+# A process that aborts after Python has taken itself down, as running threads of a C++ library make it, and that has an
+# exit function of its own.
+ABORTS_AT_EXIT = """
+import atexit, ctypes, sys
+from greedynas_fast import cli
+libc = ctypes.CDLL(None)
+libc.__cxa_atexit(ctypes.cast(libc.abort, ctypes.c_void_p), None, None)
+def main():
+    atexit.register(print, "cleaned up")
+    return cli_main() if sys.argv[1] != "fail" else 1 / 0
+cli_main, cli.main = cli.main, main
+cli.run_process()
+"""
+
+
+@pytest.mark.parametrize(("argument", "code"), [("--version", 0), ("trian", 2), ("fail", 1)])
+def test_rank_that_would_abort_at_exit(argument: str, code: int) -> None:
+    """Under torchrun the exit code is the command's; output and exit functions are complete."""
+    command = [sys.executable, "-P", "-c", ABORTS_AT_EXIT, argument]
+    alone, rank = (
+        subprocess.run(command, capture_output=True, text=True, env={**os.environ, "WORLD_SIZE": size})
+        for size in ("1", "2")
+    )
+    assert alone.returncode == -signal.SIGABRT, "the process does abort"
+    assert rank.returncode == code
+    assert rank.stdout.endswith("cleaned up\n")
+    assert (rank.stdout, rank.stderr) == (alone.stdout, alone.stderr)
 
 
 def test_omp_threads_do_not_spin(monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:

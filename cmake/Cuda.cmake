@@ -42,6 +42,7 @@ endif()
 function(greedynas_add_cuda)
   add_library(greedynas_cuda STATIC
     csrc/paths/cuda/sort.cu
+    csrc/cuda/select.cu
     csrc/filter/cuda/bf16.cu
     csrc/blocks/cuda/mixconv_backward.cu
     csrc/blocks/cuda/mixconv_forward.cu

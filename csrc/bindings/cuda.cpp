@@ -77,7 +77,13 @@ void bind_device_paths(py::module_& m) {
                                 at<void>(stream));
       },
       release);
-  m.def("cuda_unique_workspace_bytes", &device_paths::unique_workspace_bytes);
+  m.def(
+      "cuda_unique_workspace_bytes",
+      [](int device, std::int64_t n) {
+        cuda::use_device(device);
+        return device_paths::unique_workspace_bytes(n);
+      },
+      release);
   m.def(
       "cuda_unique_keys",
       [](int device, Address stream, Address sorted, std::int64_t n, Address unique, Address count, Address workspace) {
@@ -134,9 +140,13 @@ void bind_device_scores(py::module_& m) {
 void bind_device_rejection(py::module_& m) {
   const py::call_guard<py::gil_scoped_release> release;
   m.attr("CUDA_REJECTION_HOST_BYTES") = device_filter::kRejectionHostBytes;
-  m.def("cuda_rejection_workspace_bytes", [](const std::array<int, 3>& shape, std::int64_t chunk) {
-    return device_filter::rejection_workspace_bytes({shape[0], shape[1], shape[2]}, chunk);
-  });
+  m.def(
+      "cuda_rejection_workspace_bytes",
+      [](int device, const std::array<int, 3>& shape, std::int64_t chunk) {
+        cuda::use_device(device);
+        return device_filter::rejection_workspace_bytes({shape[0], shape[1], shape[2]}, chunk);
+      },
+      release);
   m.def(
       "cuda_reject",
       [](int device, Address stream, const std::array<int, 3>& shape, bool bf16, Address weights, Address allowed,

@@ -38,6 +38,7 @@ _MIN_CHECK = 256
 _FEW = 64
 _RATE_S = 0.05
 _CHUNK_ROUNDS = 3
+_SPLIT = 4  # rounds for one of the budget's, each as much shorter: some machines change their speed within a second
 
 
 @dataclass(frozen=True)
@@ -131,9 +132,9 @@ def _measure_with(setup: Setup, threads: int, budget: Budget) -> list[dict[str, 
         else:
             versions.append(made if made.rate else replace(made, rate=_rate(made.score, setup.paths)))
     accuracies = {version.name: check(version, setup, budget.check_s) for version in versions}
-    counts = {version.name: _count(version, budget.call_s) for version in versions}
+    counts = {version.name: _count(version, budget.call_s / _SPLIT) for version in versions}
     runs = {version.name: _run(version.score, setup.paths[: counts[version.name]]) for version in versions}
-    rates = alternate(runs, budget.repeats)
+    rates = alternate(runs, _SPLIT * budget.repeats)
     peers = [version for version in versions if version.family != "engine"]
     best = {
         "float32": fastest(

@@ -216,7 +216,8 @@ class CudaBackend:
         source = (mask.ctypes.data, int(seed), int(stream), int(start))
         accepted = torch.empty(wanted, dtype=torch.int64, device=self.device)
         with torch.cuda.device(self.device):
-            workspace = memory(_core.cuda_rejection_workspace_bytes(self._shape, chunk), self.device)
+            index = index_of(self.device)
+            workspace = memory(_core.cuda_rejection_workspace_bytes(index, self._shape, chunk), self.device)
             pinned = torch.empty(_core.CUDA_REJECTION_HOST_BYTES, dtype=torch.uint8, pin_memory=True)
             ends = (accepted.data_ptr(), workspace.data_ptr(), pinned.data_ptr())
             bounds = (int(wanted), int(limit), float(threshold), chunk)
@@ -224,9 +225,8 @@ class CudaBackend:
             missing = min(wanted - count, fallbacks, proposals - count)
             lowest = torch.empty(max(missing, 0), dtype=torch.int64, device=self.device)
             if missing > 0:
-                workspace = memory(
-                    _core.cuda_fallback_workspace_bytes(index_of(self.device), self._shape, chunk, missing), self.device
-                )
+                size = _core.cuda_fallback_workspace_bytes(index, self._shape, chunk, missing)
+                workspace = memory(size, self.device)
                 ends = (missing, lowest.data_ptr(), workspace.data_ptr())
                 call(_core.cuda_lowest_rejected, *model, *source, int(limit), float(threshold), chunk, *ends)
         return _numbers(accepted[:count]), _numbers(lowest), proposals

@@ -155,9 +155,10 @@ def unique_keys(keys: Tensor) -> Tensor:
     result = torch.empty_like(ordered)
     count = torch.zeros(1, dtype=torch.int64, device=device)
     with torch.cuda.device(device):
-        workspace = memory(_core.cuda_unique_workspace_bytes(len(ordered)), device)
+        index = index_of(device)
+        workspace = memory(_core.cuda_unique_workspace_bytes(index, len(ordered)), device)
         addresses = (ordered.data_ptr(), len(ordered), result.data_ptr(), count.data_ptr(), workspace.data_ptr())
-        call(_core.cuda_unique_keys, index_of(device), stream_of(device), *addresses)
+        call(_core.cuda_unique_keys, index, stream_of(device), *addresses)
     return result[: int(count.item())]
 
 

@@ -12,8 +12,8 @@ import pytest
 from greedynas_fast import _core
 
 ROOT = Path(__file__).resolve().parents[2]
-# What is compiled where no core is installed: all but csrc / paths / cuda / sort.cu, whose kernels are CUB's and which
-# takes longer than the rest.
+# What is compiled where no core is installed: all but csrc / paths / cuda / sort.cu and csrc / cuda / select.cu, whose
+# kernels are CUB's and which take longer than the rest.
 SOURCES = [
     "csrc/blocks/cuda/mixconv_backward.cu",
     "csrc/blocks/cuda/mixconv_forward.cu",

@@ -4,6 +4,7 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "cuda/arena.h"
 #include "cuda/platform.h"
 #include "filter/arithmetic.h"
 #include "filter/cuda/score.h"
@@ -38,26 +39,21 @@ struct Weights {
 // Lays the arrays out from `base` on and returns how many bytes they take.
 inline std::int64_t lay_out(const Shape& shape, Precision precision, void* base, Weights* weights) {
   const std::int64_t h = shape.hidden;
-  std::int64_t offset = 0;
-  const auto take = [&](std::int64_t bytes) {
-    void* const at = base == nullptr ? nullptr : static_cast<std::byte*>(base) + offset;
-    offset += (bytes + 255) / 256 * 256;
-    return at;
-  };
+  greedynas::cuda::Arena arena(base);
   weights->layers = shape.layers;
   weights->operations = shape.operations;
   weights->hidden = shape.hidden;
   const bool single = precision == Precision::float32;
-  void* const tables = take(2 * shape.layers * shape.operations * h * 16);
-  weights->tables = static_cast<float4*>(single ? tables : nullptr);
-  weights->rows = static_cast<float*>(single ? nullptr : tables);
-  weights->columns = static_cast<float4*>(single ? take(2 * h * padded_units(shape.hidden) * 16) : nullptr);
-  weights->fragments = static_cast<uint4*>(single ? nullptr : take(2 * h * h * 8));
-  weights->fc1_weight = static_cast<float*>(take(2 * h * h * 4));
-  weights->fc1_bias = static_cast<float*>(take(h * 4));
-  weights->fc2_difference = static_cast<float*>(take((h + 1) * 4));
-  weights->num_ops = static_cast<std::uint8_t*>(take(shape.layers));
-  return offset;
+  auto* const tables = arena.take<float4>(2 * shape.layers * shape.operations * h);
+  weights->tables = single ? tables : nullptr;
+  weights->rows = single ? nullptr : reinterpret_cast<float*>(tables);
+  weights->columns = single ? arena.take<float4>(2 * h * padded_units(shape.hidden)) : nullptr;
+  weights->fragments = single ? nullptr : arena.take<uint4>(h * h);
+  weights->fc1_weight = arena.take<float>(2 * h * h);
+  weights->fc1_bias = arena.take<float>(h);
+  weights->fc2_difference = arena.take<float>(h + 1);
+  weights->num_ops = arena.take<std::uint8_t>(shape.layers);
+  return arena.bytes();
 }
 
 inline Weights weights_of(const DeviceModel& model) {

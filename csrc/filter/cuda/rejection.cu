@@ -3,8 +3,9 @@
 #include <string>
 #include <utility>
 
-#include "cuda/compact.cuh"
+#include "cuda/arena.h"
 #include "cuda/platform.h"
+#include "cuda/select.h"
 #include "filter/arithmetic.h"
 #include "filter/cuda/rejection.h"
 #include "paths/cuda/keys.h"
@@ -15,7 +16,7 @@ namespace {
 
 namespace device = greedynas::cuda;
 
-constexpr int kThreads = device::kCompactThreads;
+constexpr int kThreads = 256;
 constexpr int kChunksPerRound = 4;  // between two looks at the counter
 constexpr int kSortedBits = 96;     // of a candidate: 64 of its number, 32 of its score
 
@@ -25,7 +26,6 @@ struct State {
   std::int64_t accepted;       // over all chunks so far, may exceed what is wanted
   std::int64_t looked_at;      // known once enough are accepted
   int stop;                    // enough are accepted
-  int chunk_counts;            // the current chunk was scored
 };
 static_assert(2 * sizeof(State) <= kRejectionHostBytes);
 
@@ -38,6 +38,12 @@ struct Chunk {
   double threshold;
 };
 
+// The accepted ones of a chunk by their places in it, ascending.
+struct Selected {
+  std::int64_t* items;  // [chunk]
+  std::int64_t* count;
+};
+
 struct IsAccepted {
   Chunk chunk;
   __device__ __forceinline__ bool operator()(std::int64_t i) const {
@@ -45,44 +51,40 @@ struct IsAccepted {
   }
 };
 
-__global__ void __launch_bounds__(kThreads) reset_state(State* state) { *state = {~0ULL, 0, 0, 0, 0}; }
+__global__ void __launch_bounds__(kThreads) reset_state(State* state) { *state = {~0ULL, 0, 0, 0}; }
 
-__global__ void __launch_bounds__(kThreads) count_accepted(Chunk chunk, State* state, std::int64_t* segments) {
+// flags[i] = 1 if proposal i of the chunk is accepted, else 0. Flags of an earlier chunk stay where the loop has
+// stopped: nothing follows from them any more.
+__global__ void __launch_bounds__(kThreads) mark_accepted(Chunk chunk, State* state, std::uint8_t* flags) {
   if (device::is_stopped(&state->stop)) return;
-  const std::uint32_t kept = device::place_kept(chunk.count, IsAccepted{chunk}, [](std::int64_t, std::uint32_t) {});
-  if (threadIdx.x == 0) segments[blockIdx.x] = kept;
-  for (int i = 0; i < device::kItemsPerThread; ++i) {
-    const std::int64_t item = device::item_of_thread(i);
-    if (item < chunk.count && chunk.scores[item] != chunk.scores[item]) {
+  const IsAccepted is_accepted{chunk};
+  for (std::int64_t i = device::global_thread(); i < chunk.count; i += device::global_threads()) {
+    flags[i] = is_accepted(i) ? 1 : 0;
+    if (chunk.scores[i] != chunk.scores[i]) {
       atomicMin(reinterpret_cast<unsigned long long*>(&state->nan_proposal),
-                static_cast<unsigned long long>(chunk.offset + item));
+                static_cast<unsigned long long>(chunk.offset + i));
     }
   }
 }
 
+// Appends the numbers of the chunk's accepted proposals to those of the chunks before.
 __global__ void __launch_bounds__(kThreads)
-    sum_segments(std::int64_t* segments, std::int64_t count, std::int64_t wanted, State* state) {
-  if (device::is_stopped(&state->stop)) {
-    if (threadIdx.x == 0) state->chunk_counts = 0;
-    return;
+    append_accepted(Chunk chunk, Selected selected, std::int64_t wanted, std::uint64_t* accepted, State* state) {
+  if (device::is_stopped(&state->stop)) return;
+  const std::int64_t room = wanted - state->accepted;
+  const std::int64_t count = *selected.count < room ? *selected.count : room;
+  for (std::int64_t i = device::global_thread(); i < count; i += device::global_threads()) {
+    const std::int64_t proposal = chunk.offset + selected.items[i];
+    accepted[state->accepted + i] = chunk.start + static_cast<std::uint64_t>(proposal);
+    if (i == room - 1) state->looked_at = proposal + 1;
   }
-  const std::int64_t accepted = device::sum_up(segments, count, state->accepted);
-  if (threadIdx.x != 0) return;
-  state->accepted = accepted;
-  state->stop = accepted >= wanted ? 1 : 0;
-  state->chunk_counts = 1;
 }
 
-__global__ void __launch_bounds__(kThreads) write_accepted(Chunk chunk, const std::int64_t* segments,
-                                                           std::int64_t wanted, std::uint64_t* accepted, State* state) {
-  if (state->chunk_counts == 0) return;
-  const std::int64_t begin = segments[blockIdx.x];
-  device::place_kept(chunk.count, IsAccepted{chunk}, [=](std::int64_t item, std::uint32_t place) {
-    const std::int64_t rank = begin + place;
-    if (rank >= wanted) return;
-    accepted[rank] = chunk.start + static_cast<std::uint64_t>(chunk.offset + item);
-    if (rank == wanted - 1) state->looked_at = chunk.offset + item + 1;
-  });
+// Once all of them are written.
+__global__ void __launch_bounds__(kThreads) count_accepted(Selected selected, std::int64_t wanted, State* state) {
+  if (device::is_stopped(&state->stop)) return;
+  state->accepted += *selected.count;
+  state->stop = state->accepted >= wanted ? 1 : 0;
 }
 
 // Floats as unsigned numbers of the same order, -0 as +0.
@@ -112,34 +114,36 @@ __global__ void __launch_bounds__(kThreads)
 struct Workspace {
   State* state;
   ScoreStatus* status;
-  std::uint8_t* paths;     // [chunk, L]
-  float* scores;           // [chunk]
-  std::int64_t* segments;  // of a chunk
-  void* scoring;
+  std::uint8_t* paths;  // [chunk, L]
+  float* scores;        // [chunk]
+  std::byte* scoring;
+  std::uint8_t* flags;  // [chunk]
+  Selected selected;
+  std::byte* selecting;
   std::uint64_t* candidates;  // [count + chunk, 2], twice; fallbacks only, as the next
   std::uint64_t* sorted;
-  void* sorting;
+  std::byte* sorting;
 };
 
-std::int64_t lay_out(const Shape& shape, std::int64_t chunk, std::int64_t fallbacks, void* base, Workspace* workspace) {
-  std::int64_t offset = 0;
-  const auto take = [&](std::int64_t bytes) -> void* {
-    void* const at = base == nullptr ? nullptr : static_cast<std::byte*>(base) + offset;
-    offset += (bytes + 255) / 256 * 256;
-    return at;
-  };
-  workspace->state = static_cast<State*>(take(sizeof(State)));
-  workspace->status = static_cast<ScoreStatus*>(take(sizeof(ScoreStatus)));
-  workspace->paths = static_cast<std::uint8_t*>(take(chunk * shape.layers));
-  workspace->scores = static_cast<float*>(take(chunk * 4));
-  workspace->segments = static_cast<std::int64_t*>(take(device::segments_of(chunk) * 8));
-  workspace->scoring = take(score_workspace_bytes(shape, chunk));
-  if (fallbacks > 0) {
-    workspace->candidates = static_cast<std::uint64_t*>(take((fallbacks + chunk) * 16));
-    workspace->sorted = static_cast<std::uint64_t*>(take((fallbacks + chunk) * 16));
-    workspace->sorting = take(paths::cuda::sort_workspace_bytes(fallbacks + chunk));
+// For `reject`, or for `lowest_rejected` if there are fallbacks.
+std::int64_t lay_out(const Shape& shape, std::int64_t chunk, std::int64_t fallbacks, void* memory,
+                     Workspace* workspace) {
+  device::Arena arena(memory);
+  workspace->status = arena.take<ScoreStatus>(1);
+  workspace->paths = arena.take<std::uint8_t>(chunk * shape.layers);
+  workspace->scores = arena.take<float>(chunk);
+  workspace->scoring = arena.take<std::byte>(score_workspace_bytes(shape, chunk));
+  if (fallbacks == 0) {
+    workspace->state = arena.take<State>(1);
+    workspace->flags = arena.take<std::uint8_t>(chunk);
+    workspace->selected = {arena.take<std::int64_t>(chunk), arena.take<std::int64_t>(1)};
+    workspace->selecting = arena.take<std::byte>(device::select_workspace_bytes(chunk));
+  } else {
+    workspace->candidates = arena.take<std::uint64_t>(2 * (fallbacks + chunk));
+    workspace->sorted = arena.take<std::uint64_t>(2 * (fallbacks + chunk));
+    workspace->sorting = arena.take<std::byte>(paths::cuda::sort_workspace_bytes(fallbacks + chunk));
   }
-  return offset;
+  return arena.bytes();
 }
 
 void check(const RejectionRequest& request, std::int64_t chunk) {
@@ -214,12 +218,12 @@ RejectionOutcome reject(const DeviceModel& model, const RejectionRequest& reques
   for (std::int64_t offset = 0; offset < request.limit && !enough; ++round) {
     for (int i = 0; i < kChunksPerRound && offset < request.limit; ++i) {
       const Chunk part = score_chunk(model, request, chunk, offset, workspace, &state->stop, stream);
-      const std::int64_t segments = device::segments_of(part.count);
-      const dim3 grid(static_cast<unsigned>(segments));
-      device::launch(count_accepted, grid, kThreads, 0, stream, part, state, workspace.segments);
-      device::launch(sum_segments, dim3(1), kThreads, 0, stream, workspace.segments, segments, request.wanted, state);
-      device::launch(write_accepted, grid, kThreads, 0, stream, part, workspace.segments, request.wanted, accepted,
-                     state);
+      const dim3 grid = device::grid_for(part.count, kThreads);
+      const Selected selected = workspace.selected;
+      device::launch(mark_accepted, grid, kThreads, 0, stream, part, state, workspace.flags);
+      device::select_flagged(workspace.flags, part.count, selected.items, selected.count, workspace.selecting, stream);
+      device::launch(append_accepted, grid, kThreads, 0, stream, part, selected, request.wanted, accepted, state);
+      device::launch(count_accepted, dim3(1), 1, 0, stream, selected, request.wanted, state);
       offset += part.count;
     }
     device::check(cudaMemcpyAsync(&seen[round % 2], state, sizeof(State), cudaMemcpyDeviceToHost,

@@ -1,5 +1,6 @@
-#include "cuda/compact.cuh"
+#include "cuda/arena.h"
 #include "cuda/platform.h"
+#include "cuda/select.h"
 #include "paths/cuda/keys.h"
 #include "paths/key.h"
 
@@ -8,7 +9,7 @@ namespace {
 
 namespace device = greedynas::cuda;
 
-constexpr int kFindThreads = 256;
+constexpr int kThreads = 256;
 
 __device__ __forceinline__ PathKey key_at(const std::uint64_t* keys, std::int64_t i) {
   return {keys[2 * i], keys[2 * i + 1]};
@@ -20,36 +21,25 @@ __device__ __forceinline__ bool less(PathKey a, PathKey b) {
   return a.high < b.high || (a.high == b.high && a.low < b.low);
 }
 
-// Whether key i is the first of its kind.
-struct IsFirst {
-  const std::uint64_t* sorted;
-  __device__ __forceinline__ bool operator()(std::int64_t i) const {
-    return i == 0 || !equal(key_at(sorted, i), key_at(sorted, i - 1));
+// flags[i] = 1 if key i is the first of its kind, else 0.
+__global__ void __launch_bounds__(kThreads)
+    mark_firsts(const std::uint64_t* sorted, std::int64_t n, std::uint8_t* flags) {
+  for (std::int64_t i = device::global_thread(); i < n; i += device::global_threads()) {
+    flags[i] = i == 0 || !equal(key_at(sorted, i), key_at(sorted, i - 1)) ? 1 : 0;
   }
-};
-
-__global__ void __launch_bounds__(device::kCompactThreads)
-    count_firsts(const std::uint64_t* sorted, std::int64_t n, std::int64_t* segments) {
-  const std::uint32_t kept = device::place_kept(n, IsFirst{sorted}, [](std::int64_t, std::uint32_t) {});
-  if (threadIdx.x == 0) segments[blockIdx.x] = kept;
 }
 
-__global__ void __launch_bounds__(device::kCompactThreads)
-    sum_segments(std::int64_t* segments, std::int64_t count, std::int64_t* total) {
-  const std::int64_t all = device::sum_up(segments, count, 0);
-  if (threadIdx.x == 0) *total = all;
+// to[i] = keys[numbers[i]] for i < *count.
+__global__ void __launch_bounds__(kThreads)
+    gather_keys(const std::uint64_t* keys, const std::int64_t* numbers, const std::int64_t* count, std::uint64_t* to) {
+  for (std::int64_t i = device::global_thread(); i < *count; i += device::global_threads()) {
+    const PathKey key = key_at(keys, numbers[i]);
+    to[2 * i] = key.high;
+    to[2 * i + 1] = key.low;
+  }
 }
 
-__global__ void __launch_bounds__(device::kCompactThreads)
-    write_firsts(const std::uint64_t* sorted, std::int64_t n, const std::int64_t* segments, std::uint64_t* unique) {
-  const std::int64_t begin = segments[blockIdx.x];
-  device::place_kept(n, IsFirst{sorted}, [=](std::int64_t item, std::uint32_t place) {
-    unique[2 * (begin + place)] = sorted[2 * item];
-    unique[2 * (begin + place) + 1] = sorted[2 * item + 1];
-  });
-}
-
-__global__ void __launch_bounds__(kFindThreads)
+__global__ void __launch_bounds__(kThreads)
     find_kernel(const std::uint64_t* sorted, std::int64_t n, const std::uint64_t* queries, std::int64_t m,
                 std::uint8_t* found) {
   for (std::int64_t i = device::global_thread(); i < m; i += device::global_threads()) {
@@ -68,26 +58,45 @@ __global__ void __launch_bounds__(kFindThreads)
   }
 }
 
+struct UniqueWorkspace {
+  std::uint8_t* flags;   // [n]
+  std::int64_t* firsts;  // [n]
+  std::byte* selecting;
+};
+
+std::int64_t lay_out(std::int64_t n, void* memory, UniqueWorkspace* workspace) {
+  device::Arena arena(memory);
+  workspace->flags = arena.take<std::uint8_t>(n);
+  workspace->firsts = arena.take<std::int64_t>(n);
+  workspace->selecting = arena.take<std::byte>(device::select_workspace_bytes(n));
+  return arena.bytes();
+}
+
 }  // namespace
 
 std::int64_t unique_workspace_bytes(std::int64_t n) {
-  return device::segments_of(n) * static_cast<std::int64_t>(sizeof(std::int64_t));
+  UniqueWorkspace unused{};
+  return lay_out(n, nullptr, &unused);
 }
 
 void unique_keys(const std::uint64_t* sorted, std::int64_t n, std::uint64_t* unique, std::int64_t* count,
                  void* workspace, Stream stream) {
-  auto* segments = static_cast<std::int64_t*>(workspace);
-  const std::int64_t num_segments = device::segments_of(n);
-  const dim3 grid(static_cast<unsigned>(num_segments));
-  if (n > 0) device::launch(count_firsts, grid, device::kCompactThreads, 0, stream, sorted, n, segments);
-  device::launch(sum_segments, dim3(1), device::kCompactThreads, 0, stream, segments, num_segments, count);
-  if (n > 0) device::launch(write_firsts, grid, device::kCompactThreads, 0, stream, sorted, n, segments, unique);
+  if (n == 0) {
+    device::check(cudaMemsetAsync(count, 0, sizeof(*count), static_cast<cudaStream_t>(stream)), "unique_keys");
+    return;
+  }
+  UniqueWorkspace parts{};
+  lay_out(n, workspace, &parts);
+  const dim3 grid = device::grid_for(n, kThreads);
+  device::launch(mark_firsts, grid, kThreads, 0, stream, sorted, n, parts.flags);
+  device::select_flagged(parts.flags, n, parts.firsts, count, parts.selecting, stream);
+  device::launch(gather_keys, grid, kThreads, 0, stream, sorted, parts.firsts, count, unique);
 }
 
 void find_keys(const std::uint64_t* sorted, std::int64_t n, const std::uint64_t* queries, std::int64_t m,
                std::uint8_t* found, Stream stream) {
   if (m == 0) return;
-  device::launch(find_kernel, device::grid_for(m, kFindThreads), kFindThreads, 0, stream, sorted, n, queries, m, found);
+  device::launch(find_kernel, device::grid_for(m, kThreads), kThreads, 0, stream, sorted, n, queries, m, found);
 }
 
 }  // namespace greedynas::paths::cuda

@@ -120,6 +120,8 @@ class TrainConfig:
         max_proposals: draws for one path, counted over all paths up to the next update, after which the least weak ones
             are taken (or `strict_sampling` raises). The rule `quantile` needs 1 / (1 - q) on average.
         strict_sampling: end with an error instead of taking a path that the filter calls weak.
+        sampling_screen: proposals are scored in bf16 first, and anew in float32 near the threshold, on a CPU where that
+            is faster: up to three times as many a second, almost surely the same paths (`FilterEngine`).
         checkpoint_every_steps: steps between two checkpoints.
         log_every_steps: steps between two rows of metrics.
         augment: augmentation of the training images.
@@ -155,6 +157,7 @@ class TrainConfig:
     stop_on: Literal["agreement", "kappa", "never"] = "agreement"
     max_proposals: int = 1000
     strict_sampling: bool = False
+    sampling_screen: bool = False
     checkpoint_every_steps: int = 500
     log_every_steps: int = 50
     augment: Augment = field(default_factory=Augment)

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from greedynas_fast.config import RunConfig
 from greedynas_fast.errors import InputError
-from greedynas_fast.filter import TrainedFilter
+from greedynas_fast.filter import FilterEngine, TrainedFilter
 from greedynas_fast.nn import synchronise_norms, use_backend
 from greedynas_fast.runtime import Stopwatch, World, all_reduce, seed_for
 from greedynas_fast.sampling import FairSampler, FilterSampler, RejectionError, UniformSampler, group_size
@@ -277,7 +277,7 @@ class Algorithm1:
             return UniformSampler(self.space, self.allowed, seed, TRAINING_STREAM).sample(count).paths, 0, None
         sampler = FilterSampler(
             self.space,
-            self.trained.engine,
+            FilterEngine(self.trained.net, screen=True) if self.config.train.sampling_screen else self.trained.engine,
             threshold=self.trained.threshold,
             allowed=self.allowed,
             seed=seed,

@@ -28,11 +28,11 @@ from stages_runs import (
 )
 
 from greedynas_fast.errors import InputError
-from greedynas_fast.filter import Agreement
+from greedynas_fast.filter import Agreement, FilterEngine, PathFilter
 from greedynas_fast.runtime import CheckpointStore
 from greedynas_fast.sampling import UniformSampler
+from greedynas_fast.stages import algorithm1, filter_update
 from greedynas_fast.stages import context as context_module
-from greedynas_fast.stages import filter_update
 from greedynas_fast.stages import train as train_module
 from greedynas_fast.stages.algorithm1 import Algorithm1
 from greedynas_fast.stages.choice import load_trained
@@ -114,6 +114,26 @@ def test_trained_paths_are_allowed_and_pass_the_filter(config: Path, here: Path,
     assert len(log) == STEPS
     # One draw a path is not enough for q of 0.5 and more; a thousand are.
     assert (fallbacks > 0) == (max_proposals == 1)
+
+
+def test_a_screen_lets_the_same_paths_through(config: Path, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    screens: list[bool] = []
+
+    def engine(net: PathFilter, *, screen: bool) -> FilterEngine:
+        screens.append(screen)
+        return FilterEngine(net, screen=screen)
+
+    monkeypatch.setattr(algorithm1, "FilterEngine", engine)
+    with opened(config, train__sampling_screen=True) as context:
+        algorithm = build(context)
+        next(update for update in moves(context, algorithm, []) if update is not None)
+        screened = queue(algorithm)
+        assert screens == [True]
+        train = dataclasses.replace(algorithm.config.train, sampling_screen=False)
+        algorithm.config = dataclasses.replace(algorithm.config, train=train)
+        paths, _, _ = algorithm._draw(STEPS_PER_EPOCH)
+        assert screens == [True]
+    np.testing.assert_array_equal(screened, paths)
 
 
 def test_strict_sampling_ends_with_a_named_error(config: Path, here: Path) -> None:

@@ -30,6 +30,7 @@ from greedynas_fast.search import SearchConfig
 from greedynas_fast.stages.export import ExportConfig
 
 BatchNorm = Literal["batch", "recalibrate"]
+Walk = Literal["paths", "layers"]
 RecipeName = Literal["mobile", "resnet", "small"]
 Precision = Literal["float32", "bf16", "fp16"]
 
@@ -112,6 +113,8 @@ class TrainConfig:
         score_bn: batch normalisation when scoring: statistics of the batch, or recomputed on training images.
         score_memory_mb: megabytes (10^6 bytes) of activations that paths may share while they are scored, beside those
             of one path; 0 shares nothing. It changes the time alone.
+        score_walk: `paths`: a path after the other, what they share once. `layers`: a layer at a time for many paths,
+            fewer launches on a GPU; with `score_bn: batch`.
         unlabeled_ratio: |U| / |P|.
         merge_threshold: cosine similarity above which two operations of a layer are merged, Eq. (9).
         agreement_paths: M, paths on which two successive filters are compared, Eq. (7).
@@ -150,6 +153,7 @@ class TrainConfig:
     score_batch_size: int = 250
     score_bn: BatchNorm = "batch"
     score_memory_mb: int = 1000
+    score_walk: Walk = "paths"
     unlabeled_ratio: int = 10
     merge_threshold: float = 0.8
     agreement_paths: int = 10_000
@@ -184,6 +188,7 @@ class TrainConfig:
         check_range(self, "train", "momentum", "label_smoothing", "q_start", "q_end", low=0, high=0.9999)
         check_range(self, "train", "ema_decay", low=0, high=0.999999)
         check_range(self, "train", "merge_threshold", "agreement_threshold", low=-1, high=1)
+        _check_walk("train.score_walk", self.score_walk, self.score_bn)
         if self.q_end < self.q_start:
             raise InputError(f"train.q_end must be at least train.q_start = {self.q_start}, got {self.q_end}.")
 
@@ -198,6 +203,7 @@ class SearchStageConfig:
         bn: batch normalisation: statistics of the batch, or recomputed on training images for each path.
         calibration_images: training images for `recalibrate`.
         memory_mb: as `train.score_memory_mb`.
+        walk: as `train.score_walk`.
         use_filter: reject paths that the last path filter calls weak before they are evaluated (Sec. 4.1).
     """
 
@@ -206,12 +212,14 @@ class SearchStageConfig:
     bn: BatchNorm = "batch"
     calibration_images: int = 2048
     memory_mb: int = 1000
+    walk: Walk = "paths"
     use_filter: bool = True
 
     def __post_init__(self) -> None:
         check_types(self, "search_stage")
         check_range(self, "search_stage", "memory_mb", low=0)
         check_range(self, "search_stage", "images", "batch_size", "calibration_images", low=1)
+        _check_walk("search_stage.walk", self.walk, self.bn)
 
 
 @dataclass(frozen=True)
@@ -449,6 +457,11 @@ def resolve(
 def frozen_sections(started_stages: Iterable[str]) -> frozenset[str]:
     """Top-level keys that may no longer change once the named stages (`STAGE_SECTIONS`) have started."""
     return frozenset(section for stage in started_stages for section in STAGE_SECTIONS.get(stage, ()))
+
+
+def _check_walk(name: str, walk: Walk, bn: BatchNorm) -> None:
+    if walk == "layers" and bn == "recalibrate":
+        raise InputError(f"{name}: layers is for batch statistics, not for recalibrate.")
 
 
 def _read_file(file: Path) -> dict[str, Any]:

@@ -85,9 +85,10 @@ def masked_squeeze(
 def masked_gates(pooled: Tensor, layout: Ragged, gates: Sequence[Gate | None]) -> Tensor:
     """gate(expand(act(reduce(pooled)))) of each group: what the values of each sample and channel are multiplied by.
 
-    These are two products of [samples, channels] with a weight, far too small to be worth a kernel: torch's, one pair a
-    live operation, over the samples of all its groups. Their weights are the parameters themselves, so that autograd
-    adds gradients up where the parameters have them: in the bank.
+    These are two products of [samples, channels] with a weight, far too small to be worth a kernel: torch's, on a GPU
+    one pair a live operation, over the samples of all its groups; on a CPU, where the bits of a row depend on how many
+    there are and calls are cheap, one pair a group. Their weights are the parameters themselves, so that autograd adds
+    gradients up where the parameters have them: in the bank.
 
     Args:
         pooled: of `masked_squeeze`.
@@ -110,7 +111,7 @@ def masked_gates(pooled: Tensor, layout: Ragged, gates: Sequence[Gate | None]) -
         gate = gates[group]
         if gate is not None:
             _check_gate(gate, layout.widths[group])
-            shared.setdefault(id(gate.reduce_weight), []).append(group)
+            shared.setdefault(id(gate.reduce_weight) if pooled.is_cuda else group, []).append(group)
     results: dict[int, Tensor] = {}
     for groups in shared.values():
         rows = torch.cat([layout.gates(pooled, group) for group in groups])

@@ -23,8 +23,9 @@ import torch
 Kernel = Literal["forward", "data", "weight"]
 Kind = Literal["half", "tf32", "float32"]
 
-MANY_ROWS = 8192
-"""Rows of a launch from which tall tiles leave enough of them for all multiprocessors of a large GPU."""
+MANY_ROWS = 1024
+"""Rows of a group from which tall tiles leave enough of them for all multiprocessors of a large GPU, if eight groups run
+together. Not of a launch: the bits of a group must not depend on the others."""
 SMALLEST = 16
 """Least size that a product of tensor cores takes on any axis."""
 
@@ -83,7 +84,7 @@ def choose(
         kernel: which product.
         dtype: of x.
         allow_tf32: whether float32 may use tensor cores.
-        rows: of all live groups.
+        rows: of the largest live group.
         width_in: channels in of the widest group.
         width_out: channels out of the widest group.
         card: name of the GPU; None for the table as it stands.

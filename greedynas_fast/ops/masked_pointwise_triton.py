@@ -22,7 +22,7 @@ _ELEMENTS = 256
 
 
 def _tile(kernel: Kernel, x: Tensor, layer: Layer, allow_tf32: bool) -> Tile:
-    rows = sum(layer.x.rows[g] for g in layer.live)
+    rows = max((layer.x.rows[g] for g in layer.live), default=0)
     widths = (max(layer.x.widths, default=0), max(layer.y.widths, default=0))
     return choose(kernel, x.dtype, allow_tf32, rows, *widths, card=_card(x.get_device()) if x.is_cuda else None)
 

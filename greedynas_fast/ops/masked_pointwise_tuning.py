@@ -68,7 +68,7 @@ def tune(
             for kernel in KERNELS:
                 table = [entries[kernel, kind] for entries in (TABLE, SHORT) if (kernel, kind) in entries]
                 times = {tile: (measure or _on_card)(kernel, kind, layer, tile) for tile in (*table, *candidates)}
-                found[shape_class(kernel, kind, sum(inner.rows))] = min(times, key=lambda tile: times[tile])
+                found[shape_class(kernel, kind, max(inner.rows))] = min(times, key=lambda tile: times[tile])
     path.parent.mkdir(parents=True, exist_ok=True)
     written = path.with_suffix(f".{os.getpid()}")
     numbers = {name: [t.rows, t.channels_in, t.channels_out, t.warps, t.stages] for name, t in found.items()}

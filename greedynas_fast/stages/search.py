@@ -130,6 +130,7 @@ class _Scorer:
                 calibration=self.calibration,
                 memory=self.bound,
                 poll=poll,
+                walk=self.stage.walk,
             )
         accuracies, losses, requests = zip(
             *self.world.gather((scores.accuracy, scores.loss, interrupt.requested)), strict=True

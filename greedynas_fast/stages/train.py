@@ -116,7 +116,15 @@ def scorer(
         own = paths[world.share(len(paths))]
         with local_norms(net):
             scores = score_paths(
-                net, own, images, labels, batch_size=train.score_batch_size, bn=bn, calibration=batches, memory=bound
+                net,
+                own,
+                images,
+                labels,
+                batch_size=train.score_batch_size,
+                bn=bn,
+                calibration=batches,
+                memory=bound,
+                walk=train.score_walk,
             )
         return np.concatenate(world.gather(scores.loss))
 

@@ -233,16 +233,17 @@ def test_updates_score_on_validation_images(config: Path, here: Path, monkeypatc
     assert bool(calibrated) == (bn == "recalibrate")
 
 
-@pytest.mark.parametrize("memory", [0, 3])
-def test_what_scoring_may_hold(config: Path, here: Path, memory: int) -> None:
-    """Scores are those of any other memory, in batches of the size that is asked for."""
-    with opened(config, train__score_memory_mb=memory, train__score_batch_size=20) as context:
+@pytest.mark.parametrize(("memory", "walk"), [(0, "paths"), (3, "paths"), (3, "layers")])
+def test_what_scoring_may_hold(config: Path, here: Path, memory: int, walk: str) -> None:
+    """Scores are those of any other memory, in batches of the size that is asked for; other bits layer by layer."""
+    options = {"train__score_memory_mb": memory, "train__score_batch_size": 20, "train__score_walk": walk}
+    with opened(config, **options) as context:
         algorithm = build(context)
         paths = UniformSampler(context.space, seed=1).sample(6).paths
         found = train_module.scorer(context.config, context.data, context.device, context.world)(algorithm.net, paths)
         part = context.data.validation.subset(context.config.train.score_images, context.config.seed)
         wanted = score_one_at_a_time(algorithm.net, paths, *part.tensors(), batch_size=20)
-    assert np.array_equal(found, wanted.loss)
+    np.testing.assert_allclose(found, wanted.loss, rtol=0 if walk == "paths" else 1e-5)
 
 
 def test_a_collapsed_filter_decides_nothing(config: Path, here: Path, capsys: pytest.CaptureFixture[str]) -> None:

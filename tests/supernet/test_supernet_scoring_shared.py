@@ -19,7 +19,9 @@ from greedynas_fast.errors import InputError
 from greedynas_fast.nn import use_backend
 from greedynas_fast.spaces import SearchSpace
 from greedynas_fast.supernet import Supernet, extract, recalibrate, score_paths
+from greedynas_fast.supernet.scoring import layers as layers_module
 from greedynas_fast.supernet.scoring import score_one_at_a_time
+from greedynas_fast.supernet.scoring.layers import STEM_RESULTS_PER_PATH
 from greedynas_fast.supernet.scoring.walk import PrefixTree
 
 POOL = np.array([[a, b, 2 * c % 4, b] for a in (0, 2, 5) for b in (1, 2) for c in (0, 1)], dtype=np.uint8)
@@ -90,6 +92,53 @@ def test_a_score_depends_on_nothing_else(net, data, calibration, expected, rows,
     assert losses == [expected[bn][path.tobytes()] for path in chosen]
 
 
+@pytest.fixture(scope="module")
+def by_layers(net, data, expected) -> dict[bytes, float]:
+    """Losses of the pool, each path alone through its layers: near those of plain modules."""
+    losses = [score_paths(net, [path], *data, batch_size=4, walk="layers").loss[0] for path in POOL]
+    np.testing.assert_allclose(losses, [expected["batch"][path.tobytes()] for path in POOL], rtol=2e-5)
+    return {path.tobytes(): loss for path, loss in zip(POOL, losses, strict=True)}
+
+
+@settings(max_examples=20, deadline=None)
+@given(
+    st.lists(st.integers(0, len(POOL) - 1), max_size=12),
+    st.lists(st.integers(0, 12), max_size=3),
+    st.sampled_from(MEMORY),
+)
+def test_a_score_by_layers_depends_on_nothing_else(net, data, by_layers, rows, cuts, memory) -> None:
+    chosen = POOL[rows]
+    losses = []
+    for chunk in np.split(chosen, sorted(min(cut, len(rows)) for cut in cuts)):
+        losses += score_paths(net, chunk, *data, batch_size=4, memory=memory, walk="layers").loss.tolist()
+    assert losses == [by_layers[path.tobytes()] for path in chosen]
+
+
+def test_a_layer_runs_once_for_all_paths(net, data, monkeypatch: pytest.MonkeyPatch) -> None:
+    groups: list[list[int]] = []
+    original = layers_module.run_masked_layer
+
+    def spy(operations, choices, x, layout):
+        groups.append(choices)
+        return original(operations, choices, x, layout)
+
+    monkeypatch.setattr(layers_module, "run_masked_layer", spy)
+    score_paths(net, POOL, *data, batch_size=7, walk="layers")
+    nodes = [np.unique(POOL[:, :depth], axis=0)[:, -1].tolist() for depth in range(1, POOL.shape[1] + 1)]
+    assert groups == nodes
+    groups.clear()
+    stem = net.stem(data[0])
+    memory = 2 * STEM_RESULTS_PER_PATH * stem.numel() * 4  # of two paths
+    score_paths(net, POOL, *data, batch_size=7, walk="layers", memory=memory)
+    assert max(map(len, groups)) == 2
+
+
+@pytest.mark.parametrize(("walk", "bn"), [("breadth", "batch"), ("layers", "recalibrate")])
+def test_bad_walks(net, data, calibration, walk, bn) -> None:
+    with pytest.raises(InputError, match=f"walk: expected paths, or layers with bn='batch', got '{walk}' with"):
+        score_paths(net, POOL, *data, batch_size=4, bn=bn, calibration=calibration, walk=walk)
+
+
 def first_layers(name: str) -> SearchSpace:
     """The first three layers of a space, with a head that fits."""
     space = spaces.get(name)
@@ -123,6 +172,9 @@ def test_every_space_equals_one_path_at_a_time(name, resolution, backend) -> Non
         ours, plain = (score(net, chosen, x, y, **options) for score in (score_paths, score_one_at_a_time))
         assert np.array_equal(ours.loss, plain.loss)
         assert np.array_equal(ours.accuracy, plain.accuracy)
+    together = score_paths(net, chosen, x, y, batch_size=2, walk="layers")
+    one_by_one = score_one_at_a_time(net, chosen, x, y, batch_size=2)
+    np.testing.assert_allclose(together.loss, one_by_one.loss, rtol=2e-5)
 
 
 @pytest.mark.parametrize("memory", MEMORY)

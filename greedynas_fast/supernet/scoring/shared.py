@@ -4,22 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
-from typing import Literal, cast
+from typing import Literal, cast, get_args
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from greedynas_fast.errors import InputError
 from greedynas_fast.supernet.batchnorm import batch_norms, batch_statistics, evaluation_mode
 from greedynas_fast.supernet.choices import Path
 from greedynas_fast.supernet.scoring.bound import MEMORY, MemoryBound, runs_out_of_memory
+from greedynas_fast.supernet.scoring.layers import paths_at_once, walk_layers
 from greedynas_fast.supernet.scoring.scores import PathScores, Share, Tally, calibration_batches, equal_shares
 from greedynas_fast.supernet.scoring.statistics import NodeStatistics, average, borrowed_statistics, num_bytes
 from greedynas_fast.supernet.scoring.walk import PrefixTree
 from greedynas_fast.supernet.supernet import Supernet
 
 Paths = NDArray[np.int64]  # [m, L]
+Walk = Literal["paths", "layers"]
 
 
 @torch.inference_mode()
@@ -34,11 +37,12 @@ def score_paths(
     calibration: Iterable[Tensor] | None = None,
     memory: int | MemoryBound = MEMORY,
     poll: Callable[[], None] | None = None,
+    walk: Walk = "paths",
 ) -> PathScores:
     """Score paths; what a score is does not depend on the other paths, nor on the running statistics.
 
-    Layers that several paths begin with alike are computed once, as are equal paths. Nothing is computed on images of
-    several paths at once, so each path gets the same calls, and on a CPU the same bits, whatever else is scored.
+    Layers that several paths begin with alike are computed once, as are equal paths. Statistics are of one path's
+    images alone, and on a CPU each path gets the same bits whatever else is scored.
 
     Args:
         net: the supernet; its weights, statistics and mode are afterwards as they were, also after an error. Dropout is
@@ -56,21 +60,26 @@ def score_paths(
             before, the bound is halved and fewer paths are scored together; a `MemoryBound` hands that on to later
             calls.
         poll: called before each module that is run; what it raises ends the scoring.
+        walk: `paths`: depth first, a path's modules one after the other. `layers`: a layer at a time for all paths that
+            the memory is for, as one op-masked layer; fewer launches on a GPU, slower on a CPU, other bits than
+            `paths`. For `batch` only.
 
     Returns:
         Losses and accuracies in the order of the paths.
 
     Raises:
-        InputError: a path that the space does not have, an unknown `bn`, no images, no calibration batches, or not
-            enough memory for a single path.
+        InputError: a path that the space does not have, an unknown `bn` or `walk`, or two that do not go together, no
+            images, no calibration batches, or not enough memory for a single path.
     """
+    if walk not in get_args(Walk) or (walk == "layers" and bn == "recalibrate"):
+        raise InputError(f"walk: expected paths, or layers with bn='batch', got {walk!r} with bn={bn!r}")
     shares = equal_shares(images, labels, batch_size, bn)
     batches = calibration_batches([] if calibration is None else list(calibration), bn)
     checked = np.array([net.choices(path) for path in paths], dtype=np.int64).reshape(-1, net.space.num_layers)
     distinct, places = np.unique(checked, axis=0, return_inverse=True)
     bound = memory if isinstance(memory, MemoryBound) else MemoryBound(memory)
     scorer = _Scorer(net, distinct, shares, bound, poll)
-    found = scorer.with_batch_statistics() if bn == "batch" else scorer.recalibrated(batches)
+    found = scorer.with_batch_statistics(walk) if bn == "batch" else scorer.recalibrated(batches)
     places = places.reshape(-1)
     return PathScores(loss=found.loss[places], accuracy=found.accuracy[places])
 
@@ -94,10 +103,10 @@ class _Scorer:
         ]
         self.used = nn.ModuleList(used)  # going through all of a large supernet takes longer than a small path
 
-    def with_batch_statistics(self) -> PathScores:
+    def with_batch_statistics(self, walk: Walk) -> PathScores:
         """Scores with the statistics of each share."""
         with evaluation_mode(self.used), batch_statistics(self.used):
-            self._in_groups(self._score, self._group_end)
+            self._in_groups(self._score if walk == "paths" else self._score_by_layers, self._group_end)
         return self._scores()
 
     def recalibrated(self, batches: Sequence[Tensor]) -> PathScores:
@@ -134,6 +143,16 @@ class _Scorer:
         for images, labels in self.shares:
             for row, logits in self._walk(tree, images, statistics):
                 self.tally.add(start + row, logits, labels)
+
+    def _score_by_layers(self, start: int, end: int) -> None:
+        (stem,), *layers, (head,) = self.modules
+        for images, labels in self.shares:
+            x = stem(images)
+            count = paths_at_once(x, self.bound.num_bytes)
+            for first in range(start, end, count):
+                tree = PrefixTree(self.paths[first : min(first + count, end)])
+                for row, logits in walk_layers(tree, x, layers, head, self.poll):
+                    self.tally.add(first + row, logits, labels)
 
     def _walk(
         self, tree: PrefixTree, images: Tensor, statistics: NodeStatistics | None = None, batch: int | None = None

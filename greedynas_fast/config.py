@@ -125,6 +125,7 @@ class TrainConfig:
         strict_sampling: end with an error instead of taking a path that the filter calls weak.
         sampling_screen: proposals are scored in bf16 first, and anew in float32 near the threshold, on a CPU where that
             is faster: up to three times as many a second, almost surely the same paths (`FilterEngine`).
+        triton_sgd: update by one Triton launch instead of torch's operators for lists of tensors, on a GPU.
         checkpoint_every_steps: steps between two checkpoints.
         log_every_steps: steps between two rows of metrics.
         augment: augmentation of the training images.
@@ -162,6 +163,7 @@ class TrainConfig:
     max_proposals: int = 1000
     strict_sampling: bool = False
     sampling_screen: bool = False
+    triton_sgd: bool = False
     checkpoint_every_steps: int = 500
     log_every_steps: int = 50
     augment: Augment = field(default_factory=Augment)

@@ -68,14 +68,14 @@ def distance(found: Results, wanted: Results) -> float:
     return float(torch.tensor(distances, dtype=torch.float64).max())  # unlike Python's, this maximum keeps NaN
 
 
-def refuse(name: str, provider: str, error: float, tolerance: float) -> None:
-    """Raise an error if a version computes something else.
+def refuse(name: str, provider: str, error: float, tolerance: float, source: str = "the float64 reference") -> None:
+    """Raise an error if a version computes something else than `source`.
 
     Raises:
         RuntimeError: `error` is above `tolerance` or NaN.
     """
     if not error <= tolerance:
-        raise RuntimeError(f"{name}: {provider} and the float64 reference disagree by {error:.2g}")
+        raise RuntimeError(f"{name}: {provider} and {source} disagree by {error:.2g}")
 
 
 def time_rows(

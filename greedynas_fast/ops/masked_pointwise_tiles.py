@@ -24,8 +24,8 @@ Kernel = Literal["forward", "data", "weight"]
 Kind = Literal["half", "tf32", "float32"]
 
 MANY_ROWS = 1024
-"""Rows of a group from which tall tiles leave enough of them for all multiprocessors of a large GPU, if eight groups run
-together. Not of a launch: the bits of a group must not depend on the others."""
+"""Rows of a group from which tall tiles leave enough of them for all multiprocessors of a large GPU, if eight groups
+run together. Not of a launch: the bits of a group must not depend on the others."""
 SMALLEST = 16
 """Least size that a product of tensor cores takes on any axis."""
 

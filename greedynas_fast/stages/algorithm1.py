@@ -239,7 +239,12 @@ class Algorithm1:
         train = self.config.train
         self.bank = bank
         self.optimizer = BankSGD(
-            bank, train.momentum, train.weight_decay, clip_norm=train.grad_clip, ema_decay=train.ema_decay
+            bank,
+            train.momentum,
+            train.weight_decay,
+            clip_norm=train.grad_clip,
+            ema_decay=train.ema_decay,
+            triton=train.triton_sgd,
         )
         if buffers is not None:
             self.optimizer.load_state_dict(dict(buffers))

@@ -35,6 +35,8 @@ def run_masked_layer(
     x: Tensor,
     layout: Ragged,
     bank: ParameterBank | None = None,
+    *,
+    allow_tf32: bool = False,
 ) -> tuple[Tensor, Ragged]:
     """Run every group of samples through its operation of a layer, as if each were alone.
 
@@ -53,6 +55,7 @@ def run_masked_layer(
         layout: all groups C_in wide; one without samples gives none.
         bank: holds the parameters of the operations, which are then read and their gradients added in place. Without
             one, those of the chosen operations are first gathered in a flat tensor.
+        allow_tf32: as `masked_pointwise`: float32 products on tensor cores with 10 bits of mantissa.
 
     Returns:
         y, flat, of the dtype of x, or autocast's; and its layout, all groups C_out wide.
@@ -80,9 +83,9 @@ def run_masked_layer(
     alone = [op for op, block in zip(chosen, joint, strict=True) if block is None]
     if common.residual and all(isinstance(op, nn.Identity) for op in alone):
         # The residual of a group without a block is its result.
-        z, inner, scale_shift = _until_last_norm(joint, common, x, layout, parameters)
+        z, inner, scale_shift = _until_last_norm(joint, common, x, layout, parameters, allow_tf32)
         return masked_norm_act(z, inner, scale_shift, residual=x, layout_out=layout), layout
-    z, inner, scale_shift = _until_last_norm(joint, common, x, layout, parameters)
+    z, inner, scale_shift = _until_last_norm(joint, common, x, layout, parameters, allow_tf32)
     residual = _masked(x, layout, joint)[0] if common.residual else None
     y = masked_norm_act(z, inner, scale_shift, residual=residual)
     if not alone:
@@ -139,14 +142,21 @@ def _depthwise(block: InvertedResidual) -> list[nn.Conv2d]:
 
 
 def _until_last_norm(
-    blocks: Sequence[InvertedResidual | None], common: _Traits, x: Tensor, layout: Ragged, parameters: _Parameters
+    blocks: Sequence[InvertedResidual | None],
+    common: _Traits,
+    x: Tensor,
+    layout: Ragged,
+    parameters: _Parameters,
+    allow_tf32: bool,
 ) -> tuple[Tensor, Ragged, Tensor]:
     """What the last norm takes, its layout, and the norm as scale and shift; groups without a block are masked."""
     flat, into = parameters.flat, parameters.grad
     x, narrow = _masked(x, layout, blocks)
     wide = narrow.with_widths([0 if block is None else block.conv_pw.out_channels for block in blocks])
     weights = [0 if block is None else parameters.at(block.conv_pw.weight) for block in blocks]
-    z, moments = masked_pointwise(x, flat, weights, narrow, wide, bank_grad=into, want_stats=True)
+    z, moments = masked_pointwise(
+        x, flat, weights, narrow, wide, bank_grad=into, want_stats=True, allow_tf32=allow_tf32
+    )
     norm = masked_scale_shift(
         moments, wide, flat, *parameters.of_norms(blocks, "bn1"), eps=common.eps[0], bank_grad=into
     )
@@ -179,6 +189,7 @@ def _until_last_norm(
         gate=masked_gates(pooled, wide, gates) if any(gates) else None,
         bank_grad=into,
         want_stats=True,
+        allow_tf32=allow_tf32,
     )
     offsets = parameters.of_norms(blocks, "bn3")
     return z, narrow, masked_scale_shift(moments, narrow, flat, *offsets, eps=common.eps[2], bank_grad=into)

@@ -40,9 +40,10 @@ class BankSGD:
         clip_norm: upper bound of the norm of all active gradients together, as `torch.nn.utils.clip_grad_norm_`; None
             for no bound.
         ema_decay: share of itself that the moving average keeps in a step, 0 to 1 (1 excluded); None for no average.
+        triton: step by one Triton launch instead of torch's operators for lists of tensors, on a GPU.
 
     Raises:
-        InputError: a number out of its range, or Nesterov without momentum.
+        InputError: a number out of its range, Nesterov without momentum, or Triton without it or a GPU.
     """
 
     def __init__(
@@ -53,6 +54,7 @@ class BankSGD:
         nesterov: bool = False,
         clip_norm: float | None = None,
         ema_decay: float | None = None,
+        triton: bool = False,
     ) -> None:
         if not (momentum >= 0 and weight_decay >= 0):
             raise InputError(f"momentum and weight_decay: expected 0 or more, got {momentum} and {weight_decay}")
@@ -67,7 +69,7 @@ class BankSGD:
         self.ema_buffer = None if ema_decay is None else bank.data.clone()
         self._rule = Rule(momentum, weight_decay, nesterov, clip_norm, ema_decay)
         self._buffers = Buffers(bank.data, bank.grad, self.momentum_buffer if momentum else None, self.ema_buffer)
-        self._update = update_for(bank.data.device)
+        self._update = update_for(bank.data.device, triton)
         self._table = _block_table(bank)
         self._rows = np.arange(len(self._table))
 

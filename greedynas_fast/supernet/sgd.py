@@ -1,6 +1,7 @@
 """A step of SGD over some blocks of flat buffers, one `update` a kind of device; `optimizer.BankSGD` is what uses it.
 
-On the CPU it is the compiled core's (csrc/optim/sgd.h), elsewhere torch's. Both compute
+On the CPU it is the compiled core's (csrc/optim/sgd.h), elsewhere torch's, or on request Triton's (kernels/sgd.py). All
+compute
 
     g = gradient * scale + weight_decay * parameter     (weight decay on `[start, decay_end)` of a block alone)
     momentum = rule.momentum * momentum + g
@@ -22,7 +23,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from greedynas_fast import _core
+from greedynas_fast.errors import InputError
 from greedynas_fast.ops.rows import threads
+from greedynas_fast.ops.triton_kernels import available, load
 
 Blocks: TypeAlias = NDArray[np.int64]
 """[B, 3], contiguous: start, decay_end, end of each block in floats; some may be empty, none overlap."""
@@ -52,8 +55,16 @@ Update: TypeAlias = Callable[[Buffers, Blocks, Rule, float, float | None], bool]
 be clipped or unscaled are not all finite, only the gradients have been set to zero."""
 
 
-def update_for(device: torch.device) -> Update:
-    """The function that steps on this device."""
+def update_for(device: torch.device, triton: bool = False) -> Update:
+    """The function that steps on this device.
+
+    Raises:
+        InputError: Triton is asked for, and it is not there or the device is no GPU.
+    """
+    if triton:
+        if device.type != "cuda" or not available():
+            raise InputError(f"triton (train.triton_sgd): expected a CUDA device and Triton, got {device}")
+        return update_triton
     return update_core if device.type == "cpu" else update_torch
 
 
@@ -109,6 +120,28 @@ def update_torch(buffers: Buffers, blocks: Blocks, rule: Rule, lr: float, loss_s
         torch._foreach_add_(averages, _views(buffers.data, blocks[:, 0::2]), alpha=1 - rule.ema_decay)
     torch._foreach_zero_(grads)
     return True
+
+
+def update_triton(buffers: Buffers, blocks: Blocks, rule: Rule, lr: float, loss_scale: float | None) -> bool:
+    """One launch over the blocks. It waits for the device if it measures, as it says whether the step was made."""
+    sgd = load("sgd")
+    active = sgd.block_list(blocks, buffers.data.device)
+    found = None
+    if _measures(rule, loss_scale):
+        inverse = None if loss_scale is None else buffers.data.new_full((1,), 1.0 / loss_scale)
+        found = sgd.control(buffers.grad, active, inverse_loss_scale=inverse, clip_norm=rule.clip_norm)
+    sgd.update(
+        *buffers,
+        active,
+        lr=lr,
+        momentum=rule.momentum,
+        weight_decay=rule.weight_decay,
+        nesterov=rule.nesterov,
+        ema_decay=rule.ema_decay or 0.0,
+        scale=None if found is None else found.scale,
+        skip=None if found is None else found.skip,
+    )
+    return found is None or not bool(found.skip.item())
 
 
 def _measures(rule: Rule, loss_scale: float | None) -> bool:

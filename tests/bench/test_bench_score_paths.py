@@ -21,7 +21,7 @@ LOOPS = [f"one path at a time, {version}" for version in ("fused", "reference NC
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.set_num_threads(1)
     monkeypatch.setattr(score_paths, "torch_threads", lambda count: contextlib.nullcontext())
-    monkeypatch.setattr(score_paths, "QUICK_SETTINGS", (Setting("sample", 9, 4, 28, 3),))
+    monkeypatch.setattr(score_paths, "QUICK_SETTINGS", (Setting("sample", 9, 4, 28, 7, 3),))
 
 
 def test_rows() -> None:
@@ -40,8 +40,8 @@ def test_rows() -> None:
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        (lambda loss: loss * 1.01, r"shared prefixes and the float64 reference disagree by 0\.01"),
-        (lambda loss: loss * math.nan, "shared prefixes and the float64 reference disagree by nan"),
+        (lambda loss: loss * 1.01, r"shared prefixes and torch's loop disagree by 0\.01"),
+        (lambda loss: loss * math.nan, "shared prefixes and torch's loop disagree by nan"),
     ],
 )
 def test_refuses_wrong_losses(monkeypatch: pytest.MonkeyPatch, wrong, message) -> None:
@@ -61,7 +61,7 @@ def test_refuses_another_order(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         score_paths, "score_paths", lambda net, paths, *_, **__: PathScores(np.arange(9.0), np.zeros(9))
     )
-    with pytest.raises(RuntimeError, match="shared prefixes and the float64 reference put the paths in another order"):
+    with pytest.raises(RuntimeError, match="shared prefixes and torch's loop put the paths in another order"):
         score_paths.measure(TINY)
 
 

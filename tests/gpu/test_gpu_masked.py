@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 
+import numpy as np
 import pytest
 import torch
 from masked_norm_cases import CASES, Case, by_group, compare, gates_of, gradients, leaves_of, oracle, public, random_sum
@@ -12,13 +13,16 @@ from torch import Tensor
 
 pytest.importorskip("triton", reason="Triton is not installed")
 
+from greedynas_fast import paths, spaces
 from greedynas_fast.nn import build_operation, initialise
 from greedynas_fast.ops.inverted_residual import Gate
 from greedynas_fast.ops.ragged import ragged
 from greedynas_fast.ops.triton_kernels import backend, load
 from greedynas_fast.spaces.specs import IdentitySpec, InvertedResidualSpec, SqueezeExciteSpec
+from greedynas_fast.supernet import Supernet, score_paths
 from greedynas_fast.supernet.batchnorm import batch_statistics
 from greedynas_fast.supernet.masked_layer import run_masked_layer
+from greedynas_fast.supernet.sgd import Buffers, Rule, update_torch, update_triton
 
 # float32: sums of some thousand values. The half types round what is read again, and the result.
 TOLERANCE = {torch.float32: 5e-5, torch.bfloat16: 3e-2, torch.float16: 5e-3}
@@ -109,6 +113,31 @@ def test_optimizer(nesterov: bool, card: torch.device) -> None:
     assert not tensors[1].cpu()[on].any()
     for now, old in zip(tensors, before, strict=True):
         assert torch.equal(now.cpu()[~on], old[~on] * 2 if old is grad else old[~on])
+
+
+@pytest.mark.parametrize(("clip", "loss_scale"), [(None, None), (1.5, 8.0)])
+def test_update_as_torchs(card: torch.device, clip: float | None, loss_scale: float | None) -> None:
+    rule, table = Rule(0.9, 0.1, True, clip, 0.75), np.array(BLOCKS, dtype=np.int64)
+    found, want = (Buffers(*(tensor.to(card) for tensor in buffers())) for _ in range(2))
+    for _ in range(2):
+        assert update_triton(found, table, rule, 0.2, loss_scale)
+        assert update_torch(want, table, rule, 0.2, loss_scale)
+        for ours, theirs in zip(found, want, strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
+        found.grad.fill_(0.5)
+        want.grad.fill_(0.5)
+
+
+def test_scores_by_layers(card: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+    space = spaces.get("mb-se")
+    chosen = paths.propose(space.allowed, 0, 0, 0, 12)
+    images, labels = torch.randn(8, 3, 64, 64, device=card), torch.arange(8, device=card)
+    net = Supernet(space).to(card, memory_format=torch.channels_last)
+    found, want = (score_paths(net, chosen, images, labels, batch_size=8, walk=walk) for walk in ("layers", "paths"))
+    np.testing.assert_allclose(found.loss, want.loss, rtol=1e-4)
+    few = score_paths(net, chosen[5:8], images, labels, batch_size=8, walk="layers")
+    np.testing.assert_allclose(few.loss, found.loss[5:8], rtol=1e-5)
 
 
 def test_a_bad_gradient_on_the_card(card: torch.device) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from sgd_cases import BLOCKS, active, buffers, torch_steps
 
 from greedynas_fast.errors import InputError
 from greedynas_fast.ops.triton_kernels import load
+from greedynas_fast.supernet.sgd import Buffers, Rule, update_core, update_triton
 
 sgd = load("sgd")
 CPU = torch.device("cpu")
@@ -46,6 +48,37 @@ def test_two_steps_of_torch(momentum: float, nesterov: bool, clip: float | None)
     assert not grad[on].any()
     for now, old in zip((data, grad, buffer, average), before, strict=True):
         assert torch.equal(now[~on], old[~on])
+
+
+@pytest.mark.parametrize(
+    ("rule", "loss_scale"),
+    [
+        (Rule(0.9, 0.1, False, None, None), None),
+        (Rule(0.0, 0.0, False, None, 0.75), None),
+        (Rule(0.9, 0.1, True, 1.5, 0.75), 8.0),
+    ],
+)
+def test_as_the_core(rule: Rule, loss_scale: float | None) -> None:
+    """`BankSGD` hands the same arguments to both."""
+    table = np.array(BLOCKS, dtype=np.int64)
+    found, want = (
+        Buffers(data, grad, momentum if rule.momentum else None, None if rule.ema_decay is None else average)
+        for data, grad, momentum, average in (buffers(), buffers())
+    )
+    for lr in (0.2, 0.1):
+        assert update_triton(found, table, rule, lr, loss_scale)
+        assert update_core(want, table, rule, lr, loss_scale)
+        for ours, theirs in zip(found, want, strict=True):
+            assert (ours is None) == (theirs is None)
+            if ours is not None and theirs is not None:
+                torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
+        found.grad[active()] = want.grad[active()] = 0.5
+    if loss_scale is not None:
+        found.grad[5] = torch.inf
+        before = found.data.clone()
+        assert not update_triton(found, table, rule, 0.1, loss_scale)
+        assert torch.equal(found.data, before)
+        assert not found.grad[active()].any()
 
 
 @pytest.mark.parametrize("bad", [float("inf"), float("-inf"), float("nan")])

@@ -96,7 +96,7 @@ class TorchTwin:
     ids=["default", "nesterov", "plain", "no-decay", "clip", "clip-scaled"],
 )
 def test_many_steps_equal_torch_sgd(space, monkeypatch, options, loss_scale, update) -> None:
-    monkeypatch.setattr("greedynas_fast.supernet.optimizer.update_for", lambda device: update)
+    monkeypatch.setattr("greedynas_fast.supernet.optimizer.update_for", lambda device, triton: update)
     twin = TorchTwin(space, **{"clip_norm": None, "ema_decay": 0.9, **options})
     net = Supernet(space, seed=4)
     bank = ParameterBank(net)
@@ -164,7 +164,7 @@ def test_a_loss_scale_that_is_a_power_of_two_changes_no_bit(space) -> None:
     ],
 )
 def test_a_gradient_that_is_not_finite_skips_the_step(space, monkeypatch, bad, update) -> None:
-    monkeypatch.setattr("greedynas_fast.supernet.optimizer.update_for", lambda device: update)
+    monkeypatch.setattr("greedynas_fast.supernet.optimizer.update_for", lambda device, triton: update)
     for options, loss_scale in (({"clip_norm": 1.0}, None), ({}, 8.0), ({}, 1.0)):
         bank = ParameterBank(Supernet(space))
         optimizer = BankSGD(bank, weight_decay=0.1, ema_decay=0.5, **options)
@@ -326,6 +326,8 @@ def test_bad_input(space) -> None:
     for decay in (-0.1, 1.0, math.nan):
         with pytest.raises(InputError, match="ema_decay: expected 0 or more and less than 1, or None, got"):
             BankSGD(bank, ema_decay=decay)
+    with pytest.raises(InputError, match=r"triton \(train\.triton_sgd\): expected a CUDA device and Triton, got cpu"):
+        BankSGD(ParameterBank(Supernet(space)), triton=True)
     with pytest.raises(InputError, match="momentum and weight_decay: expected 0 or more, got nan"):
         BankSGD(bank, momentum=math.nan)
     plain, averaging = BankSGD(bank), BankSGD(bank, ema_decay=0.5)

@@ -182,7 +182,10 @@ def _blocks(core: dict[str, Any]) -> dict[str, str]:
         team = "torch's threads" if importlib.import_module("greedynas_fast._core").has_team() else "threads of its own"
     except (ImportError, OSError, RuntimeError):
         return {"cpu": plain, "cuda": plain}
-    return {"cpu": f"fused in float32 and bfloat16 (compiled core, {core['isa']}, on {team})", "cuda": plain}
+    fused = f"fused in float32 and bfloat16 (compiled core, {core['isa']}, on {team})"
+    variable = "GREEDYNAS_CUDA_KERNELS"
+    parts = "MixConv, batch norm and squeeze-and-excitation called by themselves by the compiled core"
+    return {"cpu": fused, "cuda": f"{plain}; {parts} ({variable})" if os.environ.get(variable) == "1" else plain}
 
 
 def _data_backend() -> str | None:

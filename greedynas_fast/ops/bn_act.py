@@ -63,7 +63,7 @@ def bn_act(
             in training.
     """
     _check(x, weight, bias, running_mean, running_var, training, activation, residual, statistics)
-    if backend(x) == "reference":
+    if backend(x, on_cuda=True) == "reference":
         return reference.bn_act(
             x,
             weight,
@@ -101,7 +101,7 @@ def bn_statistics(x: Tensor) -> Tensor:
         InputError: x is not four-dimensional and floating.
     """
     _check_x(x)
-    if backend(x) == "reference":
+    if backend(x, on_cuda=True) == "reference":
         return reference.bn_statistics(x)
     mean, variance = core.moments_op(x.detach()).unbind()
     count = x.numel() // max(x.shape[1], 1)

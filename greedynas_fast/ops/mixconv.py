@@ -79,7 +79,7 @@ def mixconv(
     """
     x = autocast(x)
     check(x, weights, kernel_sizes, stride, norm_act)
-    if backend(x) == "reference":
+    if backend(x, on_cuda=True) == "reference":
         return reference.mixconv(x, weights, kernel_sizes, stride, norm_act, want_stats)
     scale, shift, activation = (None, None, "none") if norm_act is None else norm_act
     y, stats = _Mixconv.apply(

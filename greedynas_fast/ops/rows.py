@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import functools
+import importlib
+import os
 from typing import Literal
 
 import torch
@@ -9,10 +12,31 @@ from torch import Tensor
 
 from greedynas_fast import _core
 
+CUDA_VARIABLE = "GREEDYNAS_CUDA_KERNELS"
+_FOR_CPU = (torch.float32, torch.bfloat16)
+_FOR_CUDA = (*_FOR_CPU, torch.float16)
 
-def backend(x: Tensor) -> Literal["core", "reference"]:
-    """What handles x: the compiled core takes float32 and bf16 on the CPU."""
-    return "core" if x.device.type == "cpu" and x.dtype in (torch.float32, torch.bfloat16) else "reference"
+
+def backend(x: Tensor, *, on_cuda: bool = False) -> Literal["core", "reference"]:
+    """What handles x: the compiled core takes float32 and bf16 on the CPU.
+
+    Args:
+        x: the input.
+        on_cuda: the operation has CUDA kernels too, also for fp16. They are taken where GREEDYNAS_CUDA_KERNELS=1 asks
+            for them: no GPU has run them yet.
+    """
+    if x.device.type == "cpu":
+        return "core" if x.dtype in _FOR_CPU else "reference"
+    return "core" if on_cuda and x.is_cuda and x.dtype in _FOR_CUDA and _takes_cuda_kernels() else "reference"
+
+
+@functools.cache
+def _takes_cuda_kernels() -> bool:
+    """Whether CUDA kernels are asked for; registers them then. In a build without CUDA each call says so."""
+    if os.environ.get(CUDA_VARIABLE, "0") != "1":
+        return False
+    importlib.import_module("greedynas_fast.ops.cuda_kernels")
+    return True
 
 
 def threads() -> int:

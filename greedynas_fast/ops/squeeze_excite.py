@@ -78,7 +78,7 @@ def squeeze_excite(
         InputError: shapes, dtypes or names that do not fit, or images without pixels.
     """
     _check(x, reduce_weight, reduce_bias, expand_weight, expand_bias, activation, gate, norm_act)
-    if backend(x) == "reference":
+    if backend(x, on_cuda=True) == "reference":
         return reference.squeeze_excite(
             x,
             reduce_weight,

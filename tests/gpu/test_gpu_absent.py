@@ -1,13 +1,15 @@
 """Without a GPU, a driver or a core with CUDA: importing works, and a call says what is missing."""
 
+from typing import NamedTuple
+
 import numpy as np
 import pytest
 import torch
 
-from greedynas_fast import _core, _cuda
+from greedynas_fast import _core, _cuda, doctor
 from greedynas_fast.errors import InputError
 from greedynas_fast.filter.cuda_backend import CudaBackend, CudaEngineBackend
-from greedynas_fast.ops import cuda_kernels
+from greedynas_fast.ops import cuda_kernels, rows
 from greedynas_fast.paths import cuda as paths_cuda
 
 
@@ -53,3 +55,29 @@ def test_the_operators_refuse_other_devices() -> None:
     x = torch.zeros(1, 3, 2, 2)
     with pytest.raises(InputError, match="device must be a CUDA device, got cpu"):
         cuda_kernels._where_possible(cuda_kernels._moments)(x)
+
+
+class OnCard(NamedTuple):
+    """What `backend` looks at in a tensor on a GPU."""
+
+    dtype: torch.dtype = torch.float32
+    device: torch.device = torch.device("cuda", 0)
+    is_cuda: bool = True
+
+
+@pytest.mark.parametrize(("asked", "taken"), [(None, "reference"), ("0", "reference"), ("1", "core")])
+def test_cuda_kernels_are_taken_where_they_are_asked_for(
+    asked: str | None, taken: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv(rows.CUDA_VARIABLE, raising=False)
+    if asked is not None:
+        monkeypatch.setenv(rows.CUDA_VARIABLE, asked)
+    rows._takes_cuda_kernels.cache_clear()
+    try:
+        assert rows.backend(OnCard(), on_cuda=True) == taken  # type: ignore[arg-type]
+        assert rows.backend(OnCard(torch.float16), on_cuda=True) == taken  # type: ignore[arg-type]
+        assert rows.backend(OnCard(torch.float64), on_cuda=True) == "reference"  # type: ignore[arg-type]
+        assert rows.backend(OnCard()) == "reference"  # type: ignore[arg-type]
+        assert ("called by themselves" in doctor.examine()["blocks"]["cuda"]) == (taken == "core")
+    finally:
+        rows._takes_cuda_kernels.cache_clear()

@@ -11,6 +11,8 @@ from torch import Tensor
 from greedynas_fast.ops import (
     bn_core,
     cuda_kernels,  # noqa: F401  registers the operators
+    mixconv,
+    rows,
 )
 from greedynas_fast.reference import bn_act as bn_reference
 from greedynas_fast.reference import mixconv as mixconv_reference
@@ -285,3 +287,21 @@ def test_work_follows_the_current_stream(device: torch.device) -> None:
 def test_other_types_are_refused(device: torch.device) -> None:
     with pytest.raises(ValueError, match=r"take float32, bfloat16 and float16, got torch\.float64"):
         OPS.bn_moments(torch.zeros(2, 3, 4, 4, dtype=torch.float64, device=device))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_operations_take_the_kernels_that_are_asked_for(
+    device: torch.device, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(rows.CUDA_VARIABLE, "1")
+    rows._takes_cuda_kernels.cache_clear()
+    x = images(2, 16, 9, 9, dtype).to(device).requires_grad_()
+    weights = [torch.randn(8, 1, kernel, kernel, device=device) for kernel in (3, 5)]
+    assert rows.backend(x, on_cuda=True) == "core"
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        y = mixconv(x, weights, (3, 5))
+        (grad,) = torch.autograd.grad(y.float().sum(), x)
+    assert {"greedynas::mixconv", "greedynas::mixconv_backward"} <= {event.name for event in profile.events()}
+    rows._takes_cuda_kernels.cache_clear()
+    assert_near(y, mixconv_reference(x.cpu(), [w.cpu() for w in weights], (3, 5)), "y")
+    assert grad.shape == x.shape

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -19,6 +20,9 @@ _FORMATS = ("JPEG", "PNG", "BMP", "GIF", "PPM", "TIFF", "WEBP")
 # Modes with 8 bits a channel; others (32 bits, floats) would lose their range without a word.
 _MODES = frozenset({"1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBX", "RGBa", "CMYK", "YCbCr", "LAB", "HSV"})
 _ORIENTATION = 0x0112  # EXIF tag
+
+
+_SKIPPED = "Skipped: "
 
 
 class BadFileError(Exception):
@@ -59,7 +63,12 @@ class BadFiles:
             raise InputError(f"{sentence} Remove it, or set data.on_bad_file to skip.")
         if len(self._seen) > self._max_files:
             raise InputError(f"{sentence} More than data.max_bad_files = {self._max_files} files are bad.")
-        self.notices.append(f"Skipped: {sentence}")
+        self.notices.append(f"{_SKIPPED}{sentence}")
+
+
+def num_skipped(notices: Iterable[str]) -> int:
+    """How many of a data set's notices are of files that `BadFiles` has let pass."""
+    return sum(notice.startswith(_SKIPPED) for notice in notices)
 
 
 def printable(path: str) -> str:

@@ -148,6 +148,7 @@ def train_filter(
     *,
     initial: TrainedFilter | None = None,
     device: torch.device | str = "cpu",
+    poll: Callable[[], None] | None = None,
 ) -> TrainedFilter:
     """Train a path filter: P is the worst share q of the scored paths (Alg. 1, lines 10-11).
 
@@ -163,6 +164,7 @@ def train_filter(
         seed: 0 <= seed < 2**64; fixes weights, held-out paths and minibatches.
         initial: an earlier filter, used only with `config.warm_start`.
         device: where to train.
+        poll: called before each step; what it raises ends the training.
 
     Returns:
         The filter; look at `.collapsed` before relying on it.
@@ -179,6 +181,8 @@ def train_filter(
     history = _History()
     with _fewest_threads(config, net.embedding.device):
         for step in range(config.steps):
+            if poll is not None:
+                poll()
             loss = _loss(net, data, config, prior, generator(seed, Stream.BATCH, step))
             history.values.append(float(loss.detach()))
             optimizer.step(loss)

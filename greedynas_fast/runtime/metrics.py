@@ -67,8 +67,8 @@ class MetricsLog:
         if self._events is not None:
             self._events.add(plain)
 
-    def truncate_after(self, stage: str, step: int) -> None:
-        """Drops the rows of `stage` beyond `step`, so that going on writes them anew.
+    def truncate_after(self, stage: str, step: int, kind: str | None = None) -> None:
+        """Drops the rows of `stage` beyond `step`, of a `kind` from `step` on, so that going on writes them anew.
 
         Rows of other stages stay. Tensorboard is told to forget the same steps.
 
@@ -76,7 +76,8 @@ class MetricsLog:
             InputError: a line in the middle is not a JSON object, or the file cannot be written.
         """
         rows = self.read()
-        kept = [row for row in rows if row.get("stage") != stage or row.get("step", 0) <= step]
+        ends = {kind: step - 1} if kind is not None else {}
+        kept = [row for row in rows if row.get("stage") != stage or row.get("step", 0) <= ends.get(row["kind"], step)]
         data = b"".join(json_line(row) for row in kept)
         if data != self.path.read_bytes():
             self._file.close()

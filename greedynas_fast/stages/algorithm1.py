@@ -22,7 +22,7 @@ from greedynas_fast.nn import synchronise_norms, use_backend
 from greedynas_fast.runtime import Stopwatch, World, all_reduce, seed_for
 from greedynas_fast.sampling import FairSampler, FilterSampler, RejectionError, UniformSampler, group_size
 from greedynas_fast.spaces import SearchSpace
-from greedynas_fast.stages.filter_update import TRAINING_STREAM, FilterUpdate, FilterUpdater
+from greedynas_fast.stages.filter_update import TRAINING_STREAM, FilterUpdate, FilterUpdater, Poll
 from greedynas_fast.stages.gradients import Gradients, StepResult
 from greedynas_fast.stages.loss_scale import LossScale
 from greedynas_fast.stages.schedule import Schedule
@@ -56,7 +56,7 @@ class Algorithm1:
         space: SearchSpace,
         config: RunConfig,
         schedule: Schedule,
-        score: Callable[[Supernet, Paths], npt.NDArray[np.float64]],
+        score: Callable[[Supernet, Paths, Poll], npt.NDArray[np.float64]],
         device: torch.device,
         world: World | None = None,
     ) -> None:
@@ -66,7 +66,7 @@ class Algorithm1:
             space: the search space.
             config: the run's configuration; `train`, `filter` and `seed` are used.
             schedule: when what is done.
-            score: validation losses [m] of paths [m, L] on a supernet.
+            score: validation losses [m] of paths [m, L] on a supernet; calls its last argument now and then.
             device: where to train.
             world: the processes that train it together; None for this one alone.
         """
@@ -181,10 +181,14 @@ class Algorithm1:
             f"{group}{self.space.format(paths[0], 'digits')}); a smaller train.lr or train.grad_clip may help."
         )
 
-    def update_filter(self) -> FilterUpdate:
-        """Train a new filter on the supernet as it is, merge operations, look whether to stop (Alg. 1, lines 8-12)."""
+    def update_filter(self, poll: Poll = None) -> FilterUpdate:
+        """Train a new filter on the supernet as it is, merge operations, look whether to stop (Alg. 1, lines 8-12).
+
+        Args:
+            poll: called now and then; what it raises ends the update, and nothing has changed.
+        """
         epoch = self.schedule.epoch(self.step)
-        update = self.updater.update(self.updates, self.schedule.q(epoch), self.allowed, self.trained)
+        update = self.updater.update(self.updates, self.schedule.q(epoch), self.allowed, self.trained, poll)
         self.updates += 1
         before = self.bank_mb
         self._compact(update.allowed)
@@ -252,9 +256,9 @@ class Algorithm1:
             self._gradients.close()
         self._gradients = Gradients(bank, train, self.world)
 
-    def _score(self, paths: Paths) -> npt.NDArray[np.float64]:
+    def _score(self, paths: Paths, poll: Poll) -> npt.NDArray[np.float64]:
         with self.scoring, self.optimizer.averaged():
-            return self._scorer(self.net, paths)
+            return self._scorer(self.net, paths, poll)
 
     def _compact(self, allowed: npt.NDArray[np.bool_]) -> None:
         """Free what operations hold that no path will use again."""

@@ -10,12 +10,14 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cache, cached_property
+from itertools import chain
 from pathlib import Path
 from typing import Any, TextIO
 
 from greedynas_fast import spaces
 from greedynas_fast.config import ConfigSource, RunConfig, frozen_sections, resolve
 from greedynas_fast.data import DataBundle, open_data
+from greedynas_fast.data.images import num_skipped
 from greedynas_fast.errors import InputError
 from greedynas_fast.nn import what_runs
 from greedynas_fast.runtime import (
@@ -180,10 +182,26 @@ class StageContext:
             self._said.add(text)
             self.say(text, progress)
 
-    def say_notices(self, progress: Progress | None = None) -> None:
-        """Show what has turned out about the data since the last time, e.g. files that are skipped."""
-        for notice in self.data.notices:
+    def say_notices(self, progress: Progress | None = None, data: DataBundle | None = None) -> None:
+        """Show what has turned out on any rank about the data, e.g. files that are skipped; a collective.
+
+        Args:
+            progress: the display in use.
+            data: which data; None for those at the space's resolution.
+
+        Raises:
+            InputError: the ranks together have skipped more files than `data.max_bad_files`.
+        """
+        notices = dict.fromkeys(chain.from_iterable(self.world.gather(list((data or self.data).notices))))
+        for notice in notices:
             self._say_once(notice, progress)
+        limit = self.config.data.max_bad_files
+        if num_skipped(notices) > limit:
+            raise self.world.same_error(f"More than data.max_bad_files = {limit} files are bad, over all ranks.")
+
+    def say_backend(self, progress: Progress | None = None, data: DataBundle | None = None) -> None:
+        """Show what reads the images."""
+        self._say_once((data or self.data).backend, progress)
 
     def say_layers(self, progress: Progress | None = None) -> None:
         """Show what the blocks of networks run as here."""

@@ -52,7 +52,9 @@ def evaluate_stage(context: StageContext) -> dict[str, Any]:
     split = data.test if config.split == "test" else data.validation
     assert split is not None
     network = _Renormalised(subject.network, (data.mean, data.std), subject.statistics)
+    context.say_backend(data=data)
     figures = measure(network.to(context.device), split, config.batch_size, context.device, context.world)
+    context.say_notices(data=data)
     cost = measured.cost()
     result = {
         "weights": subject.weights,

@@ -29,6 +29,8 @@ Paths = npt.NDArray[np.uint8]
 # Proposal streams: draws for one purpose never meet those for another.
 SCORED_STREAM, UNLABELED_STREAM, AGREEMENT_STREAM, TRAINING_STREAM = range(4)
 
+Poll = Callable[[], None] | None
+
 
 @dataclass(frozen=True)
 class FilterUpdate:
@@ -69,7 +71,7 @@ class FilterUpdater:
         config: Algorithm 1's numbers.
         filter_config: the filter's own.
         seed: of the run.
-        score: validation losses [m] of paths [m, L] on the supernet as it is.
+        score: validation losses [m] of paths [m, L] on the supernet as it is; calls what it is given now and then.
         inference: takes the time of comparing filters.
         world: the processes of the run. All score, rank 0 decides.
     """
@@ -78,11 +80,13 @@ class FilterUpdater:
     config: TrainConfig
     filter_config: FilterConfig
     seed: int
-    score: Callable[[Paths], npt.NDArray[np.float64]]
+    score: Callable[[Paths, Poll], npt.NDArray[np.float64]]
     inference: Stopwatch
     world: World
 
-    def update(self, index: int, q: float, allowed: Mask, previous: TrainedFilter | None) -> FilterUpdate:
+    def update(
+        self, index: int, q: float, allowed: Mask, previous: TrainedFilter | None, poll: Poll = None
+    ) -> FilterUpdate:
         """Score m paths, train the filter on the worst q of them, merge operations, compare with the last filter.
 
         Args:
@@ -90,13 +94,14 @@ class FilterUpdater:
             q: weak-path prior in 0..1.
             allowed: operations still in the space, bool [L, N].
             previous: the filter of the update before, if any.
+            poll: called now and then; what it raises ends the update.
         """
         scored = self._draw(SCORED_STREAM, index, self.config.score_paths, allowed)
-        losses = self.score(scored)
+        losses = self.score(scored, poll)
         decided: list[FilterUpdate] = []
 
         def decide() -> dict[str, Any]:
-            decided.append(self._decide(index, q, scored, losses, allowed, previous))
+            decided.append(self._decide(index, q, scored, losses, allowed, previous, poll))
             return decided[0].to_plain()
 
         plain = self.world.on_main(decide)
@@ -110,6 +115,7 @@ class FilterUpdater:
         losses: npt.NDArray[np.float64],
         allowed: Mask,
         previous: TrainedFilter | None,
+        poll: Poll,
     ) -> FilterUpdate:
         num_weak = max(1, round(q * len(scored)))
         unlabeled = self._draw(UNLABELED_STREAM, index, self.config.unlabeled_ratio * num_weak, allowed)
@@ -122,6 +128,7 @@ class FilterUpdater:
             self.filter_config,
             seed_for(self.seed, "filter", index),
             initial=previous if self.filter_config.warm_start else None,
+            poll=poll,
         )
         embedding = trained.net.embedding.detach()
         merges: list[Merge] = []

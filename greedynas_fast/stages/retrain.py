@@ -20,7 +20,7 @@ from greedynas_fast.stages.gradients import StepResult
 from greedynas_fast.stages.model_files import save_network
 from greedynas_fast.stages.recipe import Recipe
 from greedynas_fast.stages.selection import Selection, detached
-from greedynas_fast.stages.train import saving, to_device
+from greedynas_fast.stages.train import one_ahead, raise_failure, to_device
 from greedynas_fast.stages.window import Window
 
 STAGE = "retrain"
@@ -135,21 +135,22 @@ class _Retraining:
                 progress.message(f"going on from step {start} of {self.total}")
             self._say_layers(progress)
             self.network.train()
-            context.say_notices(progress)
+            context.say_backend(progress, self.data)
+            self._say_notices(metrics, progress)
             alone = context.world.size == 1
-            batches = saving(batches, lambda: self._save(metrics))
-            for images, labels in self.waiting.over(to_device(batches, context.device)):
+            for (images, labels), failure in self.waiting.over(one_ahead(to_device(batches, context.device))):
                 if alone and interrupt.requested:
                     self._save(metrics)
                     self.store.flush()
                     raise interrupt.stopped()
-                result = self._train_step(images, labels, interrupt.requested)
+                result = self._train_step(images, labels, interrupt.requested or failure is not None)
                 self.window.add(result.loss, result.correct, result.images)
                 self._after_step(metrics, progress)
                 profile_step()
-                if result.stop and not alone:  # all ranks know it of each other, so all stop here
+                if failure is not None or (result.stop and not alone):  # ranks know it of each other, so all stop here
                     self._save(metrics)
                     self.store.flush()
+                    raise_failure(context.world, failure)
                     raise interrupt.stopped()
             self.store.flush()
             if any(context.world.gather(interrupt.requested)):  # too late for the last step to tell it
@@ -229,7 +230,7 @@ class _Retraining:
                 }
             )
             self.window = Window()
-            self.context.say_notices(progress)
+            self._say_notices(metrics, progress)
             progress.update(step, epoch=epoch, loss=self.last["loss"], acc=self.last["accuracy"])
         every = config.eval_every_epochs * self.steps_per_epoch
         evaluated = every > 0 and (step % every == 0 or step == self.total)
@@ -242,6 +243,13 @@ class _Retraining:
         # After a measurement too, so that it is not done twice and the best network is one that the checkpoint knows.
         if evaluated or step % config.checkpoint_every_steps == 0 or step == self.total:
             self._save(metrics)
+
+    def _say_notices(self, metrics: MetricsLog, progress: Progress) -> None:
+        try:
+            self.context.say_notices(progress, self.data)
+        except InputError:
+            self._save(metrics)
+            raise
 
     def _check_weights(self) -> None:
         if not all(bool(torch.isfinite(parameter).all()) for parameter in self.network.parameters()):

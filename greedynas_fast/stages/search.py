@@ -79,6 +79,8 @@ class _Scorer:
         if self.stage.images is not None:
             part = part.subset(min(self.stage.images, len(part)), context.config.seed)
         self.images, self.labels = (tensor.to(context.device) for tensor in part.tensors())
+        context.say_backend()
+        context.say_notices()
         self.calibration, self.bound = None, MemoryBound(self.stage.memory_mb * 10**6)
         if self.stage.bn == "recalibrate":
             self.calibration = calibration(

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from greedynas_fast.config import ConfigSource, RunConfig
 from greedynas_fast.data import DataBundle, Split
-from greedynas_fast.errors import InputError
+from greedynas_fast.errors import InputError, LostRankError
 from greedynas_fast.nn import local_norms
 from greedynas_fast.runtime import (
     CheckpointStore,
@@ -32,7 +32,7 @@ from greedynas_fast.runtime import (
 )
 from greedynas_fast.stages.algorithm1 import Algorithm1
 from greedynas_fast.stages.context import Reporter, StageContext, open_run
-from greedynas_fast.stages.filter_update import FilterUpdate
+from greedynas_fast.stages.filter_update import FilterUpdate, Poll
 from greedynas_fast.stages.schedule import Schedule
 from greedynas_fast.stages.window import Window
 from greedynas_fast.supernet import MemoryBound, Supernet, score_paths
@@ -97,7 +97,7 @@ def build(context: StageContext) -> Algorithm1:
 
 def scorer(
     config: RunConfig, data: DataBundle, device: torch.device, world: World
-) -> Callable[[Supernet, npt.NDArray[np.uint8]], npt.NDArray[np.float64]]:
+) -> Callable[[Supernet, npt.NDArray[np.uint8], Poll], npt.NDArray[np.float64]]:
     """The function that gives validation losses of paths (Alg. 1, line 9), on a fixed validation subset.
 
     Each rank scores its share of the paths. As a path's loss does not depend on the others, nothing depends on how many
@@ -108,7 +108,7 @@ def scorer(
     images, labels = (tensor.to(device) for tensor in part.tensors())
     bound = MemoryBound(train.score_memory_mb * 10**6)
 
-    def score(net: Supernet, paths: npt.NDArray[np.uint8]) -> npt.NDArray[np.float64]:
+    def score(net: Supernet, paths: npt.NDArray[np.uint8], poll: Poll = None) -> npt.NDArray[np.float64]:
         bn = train.score_bn
         batches = None
         if bn == "recalibrate":
@@ -124,6 +124,7 @@ def scorer(
                 bn=bn,
                 calibration=batches,
                 memory=bound,
+                poll=poll,
                 walk=train.score_walk,
             )
         return np.concatenate(world.gather(scores.loss))
@@ -143,13 +144,39 @@ def to_device(batches: Iterable[tuple[Tensor, Tensor]], device: torch.device) ->
         yield images.to(device, non_blocking=True), labels.to(device, non_blocking=True)
 
 
-def saving(batches: Iterable[T], save: Callable[[], object]) -> Iterator[T]:
-    """The same batches; if the next one cannot be made (a file has gone), what is trained so far is saved first."""
-    try:
-        yield from batches
-    except Exception:
-        save()
-        raise
+def one_ahead(batches: Iterable[T]) -> Iterator[tuple[T, Exception | None]]:
+    """Each batch with what making the next one has raised (a file has gone), if it has; then the end.
+
+    So there is a step left in which a rank can tell the others, and after it all save what is trained.
+
+    Raises:
+        Exception: what making the first batch raises.
+    """
+    iterator = iter(batches)
+    batch, more = next(iterator, None), True
+    while batch is not None and more:
+        following, failure = None, None
+        try:
+            following = next(iterator, None)
+        except Exception as error:
+            failure = error
+        yield batch, failure
+        batch, more = following, failure is None
+
+
+def raise_failure(world: World, failure: Exception | None) -> None:
+    """Raise on all ranks what making a batch has raised on one of them; a collective.
+
+    Args:
+        world: the processes of the run.
+        failure: this rank's, of `one_ahead`.
+    """
+    texts = world.gather(None if failure is None else str(failure))
+    if failure is not None and (world.size == 1 or not isinstance(failure, InputError)):
+        raise failure
+    for rank, text in enumerate(texts):
+        if text is not None:
+            raise world.same_error(f"rank {rank} of {world.size}: {text}")
 
 
 def _finished(algorithm: Algorithm1) -> bool:
@@ -164,6 +191,7 @@ class _Training:
         self.config = context.config.train
         self.store = CheckpointStore(context.run.checkpoints(STAGE))
         self.window, self.waiting = Window(), Waiting()
+        self.failure: Exception | None = None
         self.began_s = time.monotonic()
 
     def run(self, state: dict[str, Any] | None) -> None:
@@ -182,22 +210,27 @@ class _Training:
         ):
             num_paths = start * algorithm.paths_per_step
             self.context.world.on_main(
-                lambda: _cut_back(metrics, path_log, start, num_paths, continued=state is not None)
+                lambda: _cut_back(
+                    metrics, path_log, start, num_paths, continued=state is not None, updates=algorithm.update_due
+                )
             )
             if state is not None:
                 progress.message(f"going on from step {start} of {total}")
             self.context.say_layers(progress)
-            progress.message(self.context.data.backend)
+            self.context.say_backend(progress)
             if not run.held_out.is_file():
                 atomic_write(run.held_out, "".join(f"{name}\n" for name in self.context.data.held_out()).encode())
-            self.context.say_notices(progress)
+            self._say_notices(metrics, path_log, progress)
             while not _finished(algorithm):
                 if algorithm.update_due:
-                    self._update(metrics, progress)
+                    # An update takes minutes: whatever ends it finds the steps before it saved.
+                    self._save(metrics, path_log)
+                    self._update(metrics, progress, interrupt)
                     self._save(metrics, path_log)
                 elif self._train_to_next_update(metrics, path_log, progress, interrupt):
                     self._save(metrics, path_log)
                     self.store.flush()
+                    raise_failure(self.context.world, self.failure)
                     raise interrupt.stopped()
             self._save(metrics, path_log)
             self.store.flush()
@@ -210,7 +243,7 @@ class _Training:
     def _train_to_next_update(
         self, metrics: MetricsLog, path_log: LineLog, progress: Progress, interrupt: Interrupt
     ) -> bool:
-        """Steps up to the next filter update or the end; True if a signal asks to stop before."""
+        """Steps up to the next filter update or the end; True if a signal or a batch's failure asks to stop before."""
         algorithm = self.algorithm
         count = algorithm.schedule.next_update(algorithm.step) - algorithm.step
         batches = self.context.data.train.batches(
@@ -223,20 +256,21 @@ class _Training:
             num_ranks=self.context.world.size,
         )
         alone = self.context.world.size == 1
-        batches = saving(batches, lambda: self._save(metrics, path_log))
-        for images, labels in self.waiting.over(to_device(batches, self.context.device)):
+        ahead = one_ahead(to_device(batches, self.context.device))
+        for (images, labels), failure in self.waiting.over(ahead):
             if alone and interrupt.requested:
                 return True
             try:
                 paths = algorithm.next_paths()
-                result = algorithm.train_step(images, labels, stop=interrupt.requested)
+                self.failure, stop = failure, interrupt.requested or failure is not None
+                result = algorithm.train_step(images, labels, stop=stop)
             except InputError as error:
                 raise self.context.world.same_error(f"{error} {self._last_checkpoint()}") from None
             path_log.append(self.context.space.format(path, "digits") for path in paths)
             self.window.add(result.loss, result.correct, result.images)
             self._after_step(metrics, path_log, progress)
             self.profile_step()
-            if result.stop and not alone:  # all ranks know it of each other, so all stop here
+            if failure is not None or (result.stop and not alone):  # ranks know it of each other, so all stop here
                 return True
         return False
 
@@ -260,7 +294,7 @@ class _Training:
             }
             metrics.append(row)
             self.window = Window()
-            self.context.say_notices(progress)
+            self._say_notices(metrics, path_log, progress)
             progress.update(
                 step,
                 loss=row["loss"],
@@ -270,14 +304,21 @@ class _Training:
                 kappa=algorithm.kappa,
                 merged=algorithm.removed,
             )
-        # Where an update is due the checkpoint comes after it, so that no update is ever logged twice.
-        if step % config.checkpoint_every_steps == 0 and not algorithm.update_due:
+        if step % config.checkpoint_every_steps == 0 and not algorithm.update_due:  # that saves
             self._save(metrics, path_log)
 
-    def _update(self, metrics: MetricsLog, progress: Progress) -> None:
+    def _update(self, metrics: MetricsLog, progress: Progress, interrupt: Interrupt) -> None:
+        def poll() -> None:
+            if interrupt.requested:
+                raise interrupt.stopped()
+
         algorithm = self.algorithm
         progress.message(f"scoring {self.config.score_paths} paths and training filter {algorithm.updates + 1}")
-        update = algorithm.update_filter()
+        try:
+            update = algorithm.update_filter(poll)
+        except LostRankError:
+            poll()  # torchrun sends a signal to all ranks: another one has left a moment sooner
+            raise
         epoch = algorithm.schedule.epoch(algorithm.step)
         row = {"stage": STAGE, "kind": "update", "step": algorithm.step, "epoch": epoch, **update.row}
         _write_update(self.context.run, update, row)
@@ -300,6 +341,13 @@ class _Training:
         path_log.sync()
         self.store.save_soon(self.algorithm.step, {**self.algorithm.state_dict(), "window": self.window.state_dict()})
 
+    def _say_notices(self, metrics: MetricsLog, path_log: LineLog, progress: Progress) -> None:
+        try:
+            self.context.say_notices(progress)
+        except InputError:
+            self._save(metrics, path_log)
+            raise
+
     def _last_checkpoint(self) -> str:
         steps = self.store.steps()
         if not steps:
@@ -307,9 +355,14 @@ class _Training:
         return f"The last good checkpoint is {self.store.path(steps[-1])}."
 
 
-def _cut_back(metrics: MetricsLog, path_log: LineLog, step: int, num_paths: int, *, continued: bool) -> None:
-    """Forget what was logged beyond the checkpoint; other ranks than 0 have logs of this process's steps alone."""
-    metrics.truncate_after(STAGE, step if continued else -1)
+def _cut_back(
+    metrics: MetricsLog, path_log: LineLog, step: int, num_paths: int, *, continued: bool, updates: bool
+) -> None:
+    """Forget what was logged beyond the checkpoint; other ranks than 0 have logs of this process's steps alone.
+
+    With `updates`, an update that was logged at this step too: it is yet to be done.
+    """
+    metrics.truncate_after(STAGE, step if continued else -1, kind="update" if updates else None)
     path_log.truncate_to(num_paths)
 
 

@@ -116,6 +116,37 @@ def test_trained_paths_are_allowed_and_pass_the_filter(config: Path, here: Path,
     assert (fallbacks > 0) == (max_proposals == 1)
 
 
+@pytest.mark.parametrize("in_training", [False, True])
+def test_an_update_that_is_stopped_changes_nothing(
+    config: Path, here: Path, monkeypatch: pytest.MonkeyPatch, in_training: bool
+) -> None:
+    """While paths are scored, or while the filter is trained."""
+    training = False
+
+    def train_filter(*args: Any, **options: Any) -> Any:
+        nonlocal training
+        training = True
+        return trains(*args, **options)
+
+    def poll() -> None:
+        if training == in_training:
+            raise KeyboardInterrupt
+
+    trains = filter_update.train_filter
+    monkeypatch.setattr(filter_update, "train_filter", train_filter)
+    with opened(config) as context:
+        algorithm = build(context)
+        steps = moves(context, algorithm, [])
+        while not algorithm.update_due:
+            next(steps)
+        before = plain(algorithm.state_dict())
+        with pytest.raises(KeyboardInterrupt):
+            algorithm.update_filter(poll)
+        assert training == in_training
+        assert plain(algorithm.state_dict()) == before
+        assert algorithm.update_filter().row["update"] == 0
+
+
 def test_a_screen_lets_the_same_paths_through(config: Path, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     screens: list[bool] = []
 
@@ -419,9 +450,11 @@ def test_the_average_is_what_is_scored(config: Path, tmp_path: Path) -> None:
             weights, scored = algorithm.bank.data.clone(), []
             kept = algorithm._scorer
 
-            def score(net: Supernet, paths: Any, kept: Any = kept, algorithm: Any = algorithm, to: Any = scored) -> Any:
+            def score(
+                net: Supernet, paths: Any, poll: Any, kept: Any = kept, algorithm: Any = algorithm, to: Any = scored
+            ) -> Any:
                 to.append(algorithm.bank.data.clone())
-                return kept(net, paths)
+                return kept(net, paths, poll)
 
             algorithm._scorer = score
             assert next(steps) is not None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import itertools
 import json
 import os
 import shutil
@@ -35,6 +36,7 @@ from greedynas_fast.config import ConfigSource
 from greedynas_fast.errors import InputError
 from greedynas_fast.runtime import World
 from greedynas_fast.stages import search as search_module
+from greedynas_fast.stages import train as train_module
 from greedynas_fast.stages.algorithm1 import Algorithm1
 from greedynas_fast.stages.choice import load_trained
 from greedynas_fast.stages.context import open_run
@@ -358,6 +360,67 @@ def test_every_rank_ends_with_the_error_of_rank_0(config: Path, tmp_path: Path) 
         assert said.startswith(message)
         # They know that rank 0 tells, so the user reads it once.
         assert [other[index][0] for other in others] == ["EchoedError"] * 2
+
+
+def _failing(world: World, folder: Path, config: Path, rank: int, num_batches: int) -> Any:
+    """`_train` where one rank cannot make more than so many batches."""
+    original = train_module.to_device
+
+    def to_device(batches: Any, device: Any) -> Any:
+        yield from itertools.islice(original(batches, device), num_batches if world.rank == rank else None)
+        if world.rank == rank:
+            raise InputError("image file gone.png cannot be used: it cannot be read.")
+
+    train_module.to_device = to_device  # type: ignore[assignment]
+    try:
+        return _train(world, folder, config, {"train__sampler": "uniform"})
+    finally:
+        train_module.to_device = original
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_file_that_one_rank_misses(config: Path, tmp_path: Path, rank: int) -> None:
+    """All save what is trained, rank 0 tells; with the file back the training ends as if nothing had been."""
+    folder, steps = tmp_path / "missed", 3
+    folder.mkdir()
+    found = successes(run_ranks(2, _failing, folder, config, rank, steps))
+    (kind, said), (other, _) = (result for result, _ in found)
+    assert (kind, other) == ("InputError", "EchoedError")
+    assert said == f"rank {rank} of 2: image file gone.png cannot be used: it cannot be read."
+    assert newest(folder / RUN, "train")["step"] == steps
+    for place in (folder, tmp_path / "undisturbed"):
+        train_on(2, place, config, train__sampler="uniform")
+    assert plain(newest(folder / RUN, "train")) == plain(newest(tmp_path / "undisturbed" / RUN, "train"))
+
+
+def _notice(world: World, folder: Path, config: Path) -> tuple[str, str]:
+    _enter(world, folder)
+    said = io.StringIO()
+    source = asked(config, data__max_bad_files=2)
+    with contextlib.redirect_stderr(said), open_run(RUN, source, QUIET, create=True) as context:
+        names = [f"Skipped: image file {name}.png cannot be used: it is empty." for name in ("both", world.rank)]
+        context.data.notices.append(names[0])
+        context.say_notices()
+        context.data.notices.append(names[1])
+        try:
+            context.say_notices()
+        except InputError as error:
+            return said.getvalue(), f"{type(error).__name__}: {error}"
+    return said.getvalue(), ""
+
+
+def test_files_that_any_rank_skips_are_named_and_counted(config: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (said, error), (nothing, echo) = successes(run_ranks(2, _notice, folder, config))
+    assert [line.split()[3] for line in said.splitlines() if line.startswith("Skipped")] == [
+        "both.png",
+        "0.png",
+        "1.png",
+    ]
+    assert error == "InputError: More than data.max_bad_files = 2 files are bad, over all ranks."
+    assert nothing == ""
+    assert echo.startswith("EchoedError")
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])

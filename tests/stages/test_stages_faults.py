@@ -75,7 +75,7 @@ def test_a_file_that_vanishes(
     assert message.startswith("image file ")
     assert any(str(file.relative_to(images)) in message for file in gone)
     assert "it cannot be read (No such file or directory)" in message
-    assert newest(RUN, stage)["step"] == 3, "the step that was being done when it vanished is not lost"
+    assert newest(RUN, stage)["step"] == 4, "what was read before it vanished is trained on, and not lost"
     for file, content in gone.items():
         file.write_bytes(content)
     succeed(capsys, *words(stage, config, RUN))

@@ -25,12 +25,14 @@ from stages_runs import (
     differences,
     newest,
     outcome,
+    rows,
     start_run,
     succeed,
 )
 
 from greedynas_fast.cli import main
 from greedynas_fast.stages import search as search_module
+from greedynas_fast.stages import train as train_module
 from greedynas_fast.stages.algorithm1 import Algorithm1
 from greedynas_fast.stages.recipe import Recipe
 from greedynas_fast.stages.run import run
@@ -103,6 +105,7 @@ def stopping(function: Callable[..., Any], call: int, number: signal.Signals) ->
         (Algorithm1, "train_step", 4, signal.SIGINT),
         (Algorithm1, "train_step", 7, signal.SIGTERM),
         (Algorithm1, "train_step", 12, signal.SIGINT),
+        (train_module, "score_paths", 2, signal.SIGTERM),  # an update has begun
         (Algorithm1, "update_filter", 2, signal.SIGTERM),
         (Algorithm1, "update_filter", UPDATES, signal.SIGINT),
         (search_module._Scorer, "_score", 1, signal.SIGINT),
@@ -118,7 +121,7 @@ def test_a_signal_stops_and_loses_nothing(
     finished: Path,
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
-    owner: type,
+    owner: Any,
     name: str,
     call: int,
     number: signal.Signals,
@@ -133,6 +136,10 @@ def test_a_signal_stops_and_loses_nothing(
     assert not (RUN / "result.json").exists()
     if name == "train_step":
         assert newest(RUN, "train")["step"] == call
+    elif name == "score_paths":
+        state = newest(RUN, "train")
+        assert state["updates"] == call - 1
+        assert state["step"] == [row["step"] for row in rows(finished / "metrics.jsonl") if row["kind"] == "update"][1]
     elif owner is Recipe:
         assert newest(RUN, "retrain")["step"] == call
     succeed(capsys, "run", "--run", RUN)

@@ -41,6 +41,7 @@ subprocess.run(["nvidia-smi"], check=False)
 step install 300 "$python" -m pip install --no-build-isolation --no-deps -v . -C cmake.define.GREEDYNAS_CUDA=ON
 step pytest 180 "$python" -P -m pytest tests/gpu -p no:cacheprovider \
   -W "ignore:The pynvml package is deprecated:FutureWarning"
+step dali 120 "$python" -P -m pytest tests/data/test_data_dali.py -k gpu -p no:cacheprovider
 step bench 120 "$python" -P benchmarks/gpu_filter.py --output "$out/gpu_filter.json"
 
 if [ "${#failed[@]}" -gt 0 ]; then

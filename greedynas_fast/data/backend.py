@@ -96,6 +96,10 @@ class FallbackSplit(Split):
         """The part with the images at `positions`, int64 [m]."""
         return FallbackSplit(self._dali.select(positions), self._torch.select(positions), self._notices)
 
+    def in_dtype(self, dtype: torch.dtype) -> FallbackSplit:
+        """The same part; batches that are made on a GPU have this dtype, all others stay float32."""
+        return FallbackSplit(self._dali.in_dtype(dtype), self._torch, self._notices)
+
     def _load(self, jobs: Iterator[Job]) -> Iterator[tuple[Tensor, Tensor]]:
         first = next(jobs, None)
         if first is None:

@@ -152,6 +152,10 @@ class Split(ABC):
             raise InputError(f"subset: expected 1 to {len(self)} images, got {n}.")
         return self.select(stratified(self._labels, n, numpy_generator(seed, Stream.SUBSET)))
 
+    def in_dtype(self, dtype: torch.dtype) -> Split:
+        """The same part; batches that are made on a GPU have this dtype, all others stay float32."""
+        return self
+
     @abstractmethod
     def names(self) -> list[str]:
         """What tells each image from the others: its file below the data folder, or its index in the data set."""

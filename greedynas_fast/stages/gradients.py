@@ -126,6 +126,11 @@ def num_passes(batch_size: int, micro_batch: int | None, world: World) -> int:
     return min(-(-most // (micro_batch or most)), batch_size // world.size)
 
 
+def image_dtype(precision: Precision) -> torch.dtype:
+    """What the first layer makes of images under `autocast`: made so on a GPU, they take half the memory."""
+    return AUTOCAST.get(precision, torch.float32)
+
+
 def autocast(precision: Precision, device: torch.device) -> AbstractContextManager[Any]:
     """A context in which activations have this precision, by torch's autocast; none for float32."""
     if precision == "float32":

@@ -16,7 +16,7 @@ from greedynas_fast.runtime import CheckpointStore, Interrupt, MetricsLog, Progr
 from greedynas_fast.stages.architecture import Architecture, TimmModel
 from greedynas_fast.stages.choice import check_model, chosen_network
 from greedynas_fast.stages.context import Reporter, StageContext, open_run
-from greedynas_fast.stages.gradients import StepResult
+from greedynas_fast.stages.gradients import StepResult, image_dtype
 from greedynas_fast.stages.model_files import save_network
 from greedynas_fast.stages.recipe import Recipe
 from greedynas_fast.stages.selection import Selection, detached
@@ -114,7 +114,7 @@ class _Retraining:
     def run(self) -> None:
         """Train to the end."""
         context, start = self.context, self.step
-        batches = self.images.batches(
+        batches = self.images.in_dtype(image_dtype(self.config.precision)).batches(
             self.config.batch_size,
             start_step=start,
             num_steps=self.total - start,

@@ -33,6 +33,7 @@ from greedynas_fast.runtime import (
 from greedynas_fast.stages.algorithm1 import Algorithm1
 from greedynas_fast.stages.context import Reporter, StageContext, open_run
 from greedynas_fast.stages.filter_update import FilterUpdate, Poll
+from greedynas_fast.stages.gradients import image_dtype
 from greedynas_fast.stages.schedule import Schedule
 from greedynas_fast.stages.window import Window
 from greedynas_fast.supernet import MemoryBound, Supernet, score_paths
@@ -246,7 +247,7 @@ class _Training:
         """Steps up to the next filter update or the end; True if a signal or a batch's failure asks to stop before."""
         algorithm = self.algorithm
         count = algorithm.schedule.next_update(algorithm.step) - algorithm.step
-        batches = self.context.data.train.batches(
+        batches = self.context.data.train.in_dtype(image_dtype(self.config.precision)).batches(
             self.config.batch_size,
             start_step=algorithm.step,
             num_steps=count,

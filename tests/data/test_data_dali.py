@@ -240,6 +240,7 @@ def test_what_is_refused(opened: Open, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(InputError, match=r"dtype: expected torch\.float32 on the CPU, got torch\.bfloat16"):
         opened(DaliSplit, dtype=torch.bfloat16)
     assert load(split, num=0) == []
+    assert load(split.in_dtype(torch.bfloat16))[0][0].dtype is torch.float32  # on a CPU
     monkeypatch.setitem(sys.modules, "nvidia.dali", None)
     with pytest.raises(InputError, match=r"needs the package nvidia\.dali: pip install 'greedynas_fast\[dali-cu13\]'"):
         opened(DaliSplit)
@@ -247,7 +248,10 @@ def test_what_is_refused(opened: Open, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="is about machines without a GPU")
 def test_a_gpu_that_is_not_there(opened: Open) -> None:
-    split, _ = opened(DaliSplit, device_id=0, dtype=torch.bfloat16)
+    split, _ = opened(DaliSplit, device_id=0)
+    split = split.in_dtype(torch.bfloat16)
+    assert split._dtype is torch.bfloat16
+    assert split.select(np.arange(2))._dtype is torch.bfloat16
     with pytest.raises(InputError, match="DALI cannot start on CUDA device 0"):
         load(split)
 

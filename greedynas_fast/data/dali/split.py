@@ -90,6 +90,14 @@ class DaliSplit(Split):
         """The same part in another form."""
         return self._copy(self._indices, form)
 
+    def in_dtype(self, dtype: torch.dtype) -> DaliSplit:
+        """The same part; batches that are made on a GPU have this dtype, all others stay float32."""
+        if self._device_id is None:
+            return self
+        return DaliSplit(
+            self._store, self._indices, self._form, self._bad_files, device_id=self._device_id, dtype=dtype
+        )
+
     def _copy(self, indices: Positions, form: FolderFormat) -> DaliSplit:
         return DaliSplit(self._store, indices, form, self._bad_files, device_id=self._device_id, dtype=self._dtype)
 

@@ -8,6 +8,7 @@ from itertools import chain
 from typing import Literal, NamedTuple
 
 from torch import Tensor
+from torch import dtype as Dtype
 
 from greedynas_fast.data.files import ImageStore
 from greedynas_fast.data.folder_split import FolderFormat, FolderSplit
@@ -96,7 +97,7 @@ class FallbackSplit(Split):
         """The part with the images at `positions`, int64 [m]."""
         return FallbackSplit(self._dali.select(positions), self._torch.select(positions), self._notices)
 
-    def in_dtype(self, dtype: torch.dtype) -> FallbackSplit:
+    def in_dtype(self, dtype: Dtype) -> FallbackSplit:
         """The same part; batches that are made on a GPU have this dtype, all others stay float32."""
         return FallbackSplit(self._dali.in_dtype(dtype), self._torch, self._notices)
 

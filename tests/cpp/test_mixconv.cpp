@@ -266,9 +266,9 @@ void test_kernels_against_the_definition() {
         check(*kernel, {1, 7, 4, {{17, 9}, {3, 11}, {2, 1}}, stride, bf16, MixconvActivation::none});
         check(*kernel, {3, 1, 1, {{3, 3}}, stride, bf16, MixconvActivation::relu});
         check(*kernel, {1, 3, 23, {{16, 5}}, stride, bf16, MixconvActivation::identity});
-        // Whole tiles of 8, 7 and 4 pixels of whole vectors, and a rest.
-        for (const int width : {7, 8, 12, 15, 24}) {
-          check(*kernel, {2, 4, width, {{35, 3}}, stride, bf16, MixconvActivation::none});
+        // Whole tiles of 16, 14, 8, 7 and 4 pixels of whole vectors, and a rest.
+        for (const int width : {7, 8, 12, 15, 21, 24, 28}) {
+          check(*kernel, {2, 4, width, {{35, 3}, {16, 5}, {17, 7}}, stride, bf16, MixconvActivation::none});
           check(*kernel, {1, 3, width, {{32, 3}}, stride, bf16, MixconvActivation::identity});
         }
       }

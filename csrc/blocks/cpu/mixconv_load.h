@@ -208,19 +208,22 @@ struct MixconvDirect {
 
   template <int kTile>
   GREEDYNAS_VEC_INLINE void put(const V (&results)[kTile], int vector, std::int64_t j) const {
-    MixconvSums<V> sums;
     const std::int64_t step = pixel;
     E* p = to + j * step + vector * V::width;
     GREEDYNAS_UNROLL_ALL
-    for (int t = 0; t < kTile; ++t, p += step) {
-      const V value = as_stored(results[t], p);
-      store_elements(p, value);
-      if constexpr (kStats) {
-        sums.first[t % 2] = sums.first[t % 2] + value;
-        sums.second[t % 2] = fma(value, value, sums.second[t % 2]);
+    for (int first = 0; first < kTile; first += kNarrowTile<kTile>) {
+      MixconvSums<V> sums;
+      GREEDYNAS_UNROLL_ALL
+      for (int t = 0; t < kNarrowTile<kTile>; ++t, p += step) {
+        const V value = as_stored(results[first + t], p);
+        store_elements(p, value);
+        if constexpr (kStats) {
+          sums.first[t % 2] = sums.first[t % 2] + value;
+          sums.second[t % 2] = fma(value, value, sums.second[t % 2]);
+        }
       }
+      if constexpr (kStats) sums.add_to(stats + vector * V::width);
     }
-    if constexpr (kStats) sums.add_to(stats + vector * V::width);
   }
 };
 

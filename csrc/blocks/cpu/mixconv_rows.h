@@ -20,6 +20,15 @@ namespace greedynas::blocks {
 template <class V>
 inline constexpr bool kManyRegisters = V::width == 16;
 
+// Two narrow tiles in one, where there are many registers: 7 or 8 sums just hide the latency of an addition, and each
+// row of taps would be loaded twice as often.
+template <class V>
+inline constexpr int kWidestTile = kManyRegisters<V> ? 2 * kMixconvOverrun : kMixconvOverrun;
+
+// Results of a tile that are added to statistics together: a narrow tile's, so that all levels give the same bits.
+template <int kTile>
+inline constexpr int kNarrowTile = kTile > kMixconvOverrun ? kTile / 2 : kTile;
+
 // Some pixels to correlate with rows of taps: rows[y] + pixel * width, weights + y * weight_step. From a vector of
 // channels to the next one it is `plane` floats in rows and `weight_plane` in weights.
 struct MixconvTaps {
@@ -111,6 +120,10 @@ struct MixconvIndirect {
 template <class V, int kTaps, int kStride, class Out>
 GREEDYNAS_VEC_INLINE void correlate_some(int tile, const MixconvTaps& taps, int vector, std::int64_t j,
                                          const Out& out) {
+  if constexpr (kManyRegisters<V>) {
+    if (tile == 14) return correlate_tile<V, kTaps, kStride, 14>(taps, vector, j, out);
+    if (tile == 16) return correlate_tile<V, kTaps, kStride, 16>(taps, vector, j, out);
+  }
   if (tile == 4) {
     correlate_tile<V, kTaps, kStride, 4>(taps, vector, j, out);
   } else if (tile == 7) {
@@ -126,13 +139,22 @@ GREEDYNAS_VEC_INLINE void correlate_some(int tile, const MixconvTaps& taps, int 
 template <class V, int kTaps, int kStride, class Direct, class Store>
 GREEDYNAS_VEC_INLINE void correlate_row(const MixconvTaps& taps, int channels, std::int64_t columns,
                                         const Direct& direct, const Store& store) {
-  alignas(64) float buffers[2][kMixconvOverrun * V::width];
+  alignas(64) float buffers[2][kWidestTile<V> * V::width];
   int turn = 0;
   MixconvTile waiting{nullptr, 0, 0, 0};
+  int waiting_narrow = 0;
+  const auto store_waiting = [&] {
+    for (int t = 0; t < waiting.count; t += waiting_narrow) {
+      const int rest = waiting.count - t;
+      store(MixconvTile{waiting.results + t * V::width, rest < waiting_narrow ? rest : waiting_narrow, waiting.vector,
+                        waiting.first + t});
+    }
+  };
   const bool sevens = columns % 7 == 0 && columns % 8 != 0;
   for (std::int64_t j = 0; j < columns;) {
     const std::int64_t left = columns - j;
-    const int tile = left <= 4 ? 4 : sevens || left == 7 ? 7 : 8;
+    const int narrow = left <= 4 ? 4 : sevens || left == 7 ? 7 : 8;
+    const int tile = narrow > 4 && kManyRegisters<V> && left >= 2 * narrow ? 2 * narrow : narrow;
     const int count = left < tile ? static_cast<int>(left) : tile;
     for (int vector = 0; vector * V::width < channels; ++vector) {
       bool stored = false;
@@ -142,14 +164,15 @@ GREEDYNAS_VEC_INLINE void correlate_row(const MixconvTaps& taps, int channels, s
       }
       if (!stored) {
         correlate_some<V, kTaps, kStride>(tile, taps, vector, j, MixconvBuffer<V>{buffers[turn]});
-        if (waiting.count > 0) store(waiting);
+        store_waiting();
         waiting = {buffers[turn], count, vector, j};
+        waiting_narrow = narrow;
         turn ^= 1;
       }
     }
     j += tile;
   }
-  if (waiting.count > 0) store(waiting);
+  store_waiting();
 }
 
 // Gradient of kRows consecutive rows of weights from one row of grad, which is zero beyond its end:

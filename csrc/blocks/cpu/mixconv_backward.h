@@ -32,6 +32,22 @@ struct MixconvSweep {
   float* results;        // a row of the gradient of x, for stride 2
   float* sums;           // of the gradient of the weights: [vectors][taps][width]
 
+  // Whether the products for the gradient of x fetch the rows of grad and x that are loaded next.
+  GREEDYNAS_VEC_INLINE static bool products_fetch(const MixconvBackwardTask& of) {
+    return kStride == 1 && of.x_grad.data != nullptr;
+  }
+  // What is loaded just after row y of the gradient of x is done.
+  GREEDYNAS_VEC_INLINE MixconvFetch fetch_after(std::int64_t image, std::int64_t y) const {
+    MixconvFetch result{{}, V::width * element_bytes(geometry)};
+    if constexpr (kStride == 1) {
+      result.rows[0] = row_to_fetch(geometry, block, task.grad, geometry.height, image, y + kPad + 1);
+      if (sums != nullptr) {
+        result.rows[1] = row_to_fetch(geometry, block, geometry.x, geometry.height, image, y + 2 * kPad + 1);
+      }
+    }
+    return result;
+  }
+
   GREEDYNAS_VEC_INLINE std::int64_t first_grad_row(std::int64_t y) const {
     return larger(0, (y - kPad + kStride - 1) >> (kStride - 1));
   }
@@ -40,13 +56,13 @@ struct MixconvSweep {
   }
 
   GREEDYNAS_VEC_INLINE void load_grad(std::int64_t image, std::int64_t y) const {
-    const bool last = y == geometry.out_height - 1;
+    const bool last = y == geometry.out_height - 1, fetched = products_fetch(task);
     const std::int64_t plane = grads.columns * V::width, channel = block.first_channel;
     const float* const stats = task.stats_grad == nullptr ? nullptr : task.stats_grad + channel;
     functions.load_grad(mixconv_address(geometry, task.grad, image, y, channel),
                         stats == nullptr ? nullptr : mixconv_address(geometry, task.y, image, y, channel),
-                        row_of<V>(task.grad, geometry.out_width, plane, block.channels, last),
-                        row_of<V>(task.y, geometry.out_width, plane, block.channels, last), stats,
+                        row_of<V>(task.grad, geometry.out_width, plane, block.channels, last, fetched),
+                        row_of<V>(task.y, geometry.out_width, plane, block.channels, last, false), stats,
                         stats == nullptr ? nullptr : stats + task.stats_row, grads.row(y, V::width));
   }
 
@@ -66,7 +82,8 @@ struct MixconvSweep {
 
   // Gradient of row y of the activated x, in tiles.
   template <class Direct, class Store>
-  GREEDYNAS_VEC_INLINE void input_grad(std::int64_t y, const Direct& direct, const Store& store) const {
+  GREEDYNAS_VEC_INLINE void input_grad(std::int64_t image, std::int64_t y, const Direct& direct,
+                                       const Store& store) const {
     const std::int64_t first = first_grad_row(y);
     const int count = static_cast<int>(last_grad_row(y) - first + 1);
     const float* rows[kKernel];
@@ -76,7 +93,8 @@ struct MixconvSweep {
                      weights + (y + kPad - first * kStride) * kKernel * V::width,
                      -kStride * kKernel * V::width,
                      grads.columns * V::width,
-                     kTaps * V::width};
+                     kTaps * V::width,
+                     fetch_after(image, y)};
     if constexpr (kStride == 1) {
       for (int i = 0; i < count; ++i) rows[i] -= kPad * V::width;
       correlate_row<V, kKernel, 1>(taps, block.channels, geometry.width, direct, store);
@@ -106,7 +124,8 @@ struct MixconvSweep {
 
   GREEDYNAS_VEC_INLINE void store_input_grad(std::int64_t image, std::int64_t y) const {
     const std::int64_t channel = block.first_channel;
-    const MixconvRow x_row = row_of<V>(geometry.x, geometry.width, 0, block.channels, y == geometry.height - 1);
+    const MixconvRow x_row =
+        row_of<V>(geometry.x, geometry.width, 0, block.channels, y == geometry.height - 1, sums != nullptr);
     const MixconvRow out{task.x_grad.pixel, geometry.width, 0, block.channels, 0, task.x_grad.row};
     const MixconvNorm norm = block_norm(geometry, block);
     const void* const x = mixconv_address(geometry, geometry.x, image, y, channel);
@@ -114,13 +133,14 @@ struct MixconvSweep {
     const auto store = [&](const MixconvTile& tile) {
       functions.store_input_grads(tile, x, x_row, norm, to, out, task.norm_grad);
     };
-    if constexpr (kKernel == 3 && kStride == 1) {
+    if constexpr (kDirect<kKernel, kStride>) {
       if (geometry.activation == MixconvActivation::none) {
         return with_direct<V>(geometry.storage, to, out, nullptr,
-                              [&](const auto& direct) __attribute__((always_inline)) { input_grad(y, direct, store); });
+                              [&](const auto& direct)
+                                  __attribute__((always_inline)) { input_grad(image, y, direct, store); });
       }
     }
-    input_grad(y, MixconvIndirect(), store);
+    input_grad(image, y, MixconvIndirect(), store);
   }
 
   void sweep(std::int64_t image, MixconvInput<V, kKernel>& input) const {
@@ -169,7 +189,8 @@ void backward_block(const MixconvBackwardTask& task) {
   if (own.norm_grad == nullptr) own.norm_grad = unwanted;
   __builtin_memset(own.norm_grad, 0, 2 * kMixconvBlock * sizeof(float));
 
-  MixconvInput<V, kKernel> input{geometry, block, inputs, block_norm(geometry, block)};
+  MixconvInput<V, kKernel> input{geometry, block, inputs, block_norm(geometry, block),
+                                 MixconvSweep<V, kKernel, kStride>::products_fetch(task)};
   const MixconvSweep<V, kKernel, kStride> sweep{own,
                                                 geometry,
                                                 block,

@@ -11,26 +11,40 @@
 
 namespace greedynas::blocks {
 
+GREEDYNAS_VEC_INLINE int element_bytes(const MixconvGeometry& geometry) {
+  return geometry.storage == MixconvStorage::bf16 ? 2 : 4;
+}
+
 GREEDYNAS_VEC_INLINE char* mixconv_address(const MixconvGeometry& geometry, const MixconvTensor& tensor,
                                            std::int64_t image, std::int64_t row, std::int64_t channel) {
   const std::int64_t elements = image * tensor.image + row * tensor.row + channel;
-  return static_cast<char*>(tensor.data) + elements * (geometry.storage == MixconvStorage::bf16 ? 2 : 4);
+  return static_cast<char*>(tensor.data) + elements * element_bytes(geometry);
 }
 
 GREEDYNAS_VEC_INLINE std::int64_t smaller(std::int64_t a, std::int64_t b) { return a < b ? a : b; }
 GREEDYNAS_VEC_INLINE std::int64_t larger(std::int64_t a, std::int64_t b) { return a > b ? a : b; }
 
-// How rows of a tensor are read: `careful` covers the pixels from which a vector would reach beyond the tensor's end.
+// Row i of images of this height, counted on from one image to the next, if the block has it.
+GREEDYNAS_VEC_INLINE MixconvFetch::Row row_to_fetch(const MixconvGeometry& geometry, const MixconvBlock& block,
+                                                    const MixconvTensor& tensor, std::int64_t height,
+                                                    std::int64_t image, std::int64_t i) {
+  for (; i >= height; i -= height) ++image;
+  if (image >= block.image_end) return {};
+  return {mixconv_address(geometry, tensor, image, i, block.first_channel), tensor.pixel * element_bytes(geometry)};
+}
+
+// How rows of a tensor are read: `careful` covers the pixels from which a vector would reach beyond the tensor's end;
+// unless the products fetch the tensor's rows, reading one fetches the next.
 template <class V>
 GREEDYNAS_VEC_INLINE MixconvRow row_of(const MixconvTensor& tensor, std::int64_t pixels, std::int64_t plane,
-                                       int channels, bool last) {
+                                       int channels, bool last, bool fetched) {
   std::int64_t careful = 0;
   if ((last || tensor.row < V::width) && tensor.pixel > 0) {
     careful = smaller(pixels, (V::width + tensor.pixel - 1) / tensor.pixel);
   } else if (tensor.pixel <= 0) {
     careful = pixels;
   }
-  return {tensor.pixel, pixels, plane, channels, careful, tensor.row};
+  return {tensor.pixel, pixels, plane, channels, careful, fetched ? 0 : tensor.row};
 }
 
 // A ring of padded rows in the workspace: row i is in slot i % kSlots, its first pixel after `pad` zeros.
@@ -97,17 +111,23 @@ struct MixconvInput {
   const MixconvBlock& block;
   MixconvRing<kSlots> ring;
   MixconvNorm norm;
+  bool fetched;  // by the products
   std::int64_t loaded = 0;
 
   GREEDYNAS_VEC_INLINE void load_until(const MixconvRowFunctions& functions, std::int64_t image, std::int64_t end) {
     for (; loaded < end; ++loaded) {
-      const MixconvRow row =
-          row_of<V>(geometry.x, geometry.width, ring.columns * V::width, block.channels, loaded == geometry.height - 1);
+      const MixconvRow row = row_of<V>(geometry.x, geometry.width, ring.columns * V::width, block.channels,
+                                       loaded == geometry.height - 1, fetched);
       functions.load_input(mixconv_address(geometry, geometry.x, image, loaded, block.first_channel), row, norm,
                            ring.row(loaded, V::width));
     }
   }
 };
+
+// Whether results go from registers into their tensor, where that is possible. Beside the products of larger kernels,
+// which are rare, the way through a buffer is short.
+template <int kKernel, int kStride>
+inline constexpr bool kDirect = kStride == 1 && kKernel >= 3 && kKernel <= 7;
 
 template <class V, int kKernel, int kStride>
 void forward_block(const MixconvForwardTask& task) {
@@ -124,7 +144,7 @@ void forward_block(const MixconvForwardTask& task) {
   if (task.stats != nullptr) __builtin_memset(task.stats, 0, 2 * kMixconvBlock * sizeof(float));
 
   const MixconvRow out{task.y.pixel, geometry.out_width, 0, block.channels, 0, task.y.row};
-  MixconvInput<V, kKernel> input{geometry, block, ring, block_norm(geometry, block)};
+  MixconvInput<V, kKernel> input{geometry, block, ring, block_norm(geometry, block), kStride == 1};
   for (std::int64_t image = block.image_begin; image < block.image_end; ++image) {
     input.loaded = 0;
     for (std::int64_t y = 0; y < geometry.out_height; ++y) {
@@ -133,19 +153,24 @@ void forward_block(const MixconvForwardTask& task) {
       input.load_until(functions, image, end);
       const float* rows[kKernel];
       for (std::int64_t i = first; i < end; ++i) rows[i - first] = ring.row(i, 0);
+      MixconvFetch fetch{{}, V::width * element_bytes(geometry)};
+      if constexpr (kStride == 1) {
+        fetch.rows[0] = row_to_fetch(geometry, block, geometry.x, geometry.height, image, y + kPad + 1);
+      }
       const MixconvTaps taps{rows,
                              static_cast<int>(end - first),
                              weights + (first - top) * kKernel * V::width,
                              kKernel * V::width,
                              ring.columns * V::width,
-                             kKernel * kKernel * V::width};
+                             kKernel * kKernel * V::width,
+                             fetch};
       void* const to = mixconv_address(geometry, task.y, image, y, block.first_channel);
       const auto results = [&](const auto& direct) __attribute__((always_inline)) {
         correlate_row<V, kKernel, kStride>(
             taps, block.channels, geometry.out_width, direct,
             [&](const MixconvTile& tile) { functions.store_results(tile, to, out, task.stats); });
       };
-      if constexpr (kKernel == 3 && kStride == 1) {
+      if constexpr (kDirect<kKernel, kStride>) {
         with_direct<V>(geometry.storage, to, out, task.stats, results);
       } else {
         results(MixconvIndirect());

@@ -19,7 +19,7 @@ struct MixconvRow {
   // A vector may be loaded beyond the block's channels, except at this many pixels of the end: what is there belongs
   // to the tensor, and lanes do not mix.
   std::int64_t careful;
-  std::int64_t ahead;  // elements from a pixel to one that is needed soon and should be fetched
+  std::int64_t ahead;  // elements from a pixel to one that is needed soon and should be fetched; 0: none
 };
 
 struct MixconvNorm {
@@ -59,7 +59,7 @@ struct MixconvReader {
         lanes(live) {}
   GREEDYNAS_VEC_INLINE V at(std::int64_t j, int vector) const {
     const E* const p = first + j * pixel + vector * V::width;
-    __builtin_prefetch(p + ahead);
+    if (ahead != 0) __builtin_prefetch(p + ahead);
     return __builtin_expect(j < whole, 1) ? load_elements<V>(p) : load_first<V>(p, lanes);
   }
 };
@@ -196,14 +196,13 @@ GREEDYNAS_VEC_INLINE void with_lanes(int channels, int vector, const Body& body)
   lanes >= V::width ? body(V::width) : body(lanes);
 }
 
-// Whole tiles of results straight from registers into a row of y, for correlate_row: with few products a result, as of
-// 3 x 3 kernels, a way through a buffer takes as long as they do.
+// Whole tiles of results straight from registers into a row, for correlate_row.
 template <class V, class E, bool kStats>
 struct MixconvDirect {
   static constexpr bool usable = true, takes_all = false;
 
   E* to;
-  std::int64_t pixel;
+  std::int64_t pixel, ahead;
   float* stats;  // [2][kMixconvBlock], if kStats
 
   template <int kTile>
@@ -215,6 +214,7 @@ struct MixconvDirect {
       MixconvSums<V> sums;
       GREEDYNAS_UNROLL_ALL
       for (int t = 0; t < kNarrowTile<kTile>; ++t, p += step) {
+        __builtin_prefetch(p + ahead, 1);
         const V value = as_stored(results[first + t], p);
         store_elements(p, value);
         if constexpr (kStats) {
@@ -233,12 +233,12 @@ GREEDYNAS_VEC_INLINE void with_direct(MixconvStorage storage, void* data, const 
                                       const Body& body) {
   if (storage == MixconvStorage::float32) {
     float* const to = static_cast<float*>(data);
-    if (stats == nullptr) return body(MixconvDirect<V, float, false>{to, row.pixel, nullptr});
-    return body(MixconvDirect<V, float, true>{to, row.pixel, stats});
+    if (stats == nullptr) return body(MixconvDirect<V, float, false>{to, row.pixel, row.ahead, nullptr});
+    return body(MixconvDirect<V, float, true>{to, row.pixel, row.ahead, stats});
   }
   std::uint16_t* const to = static_cast<std::uint16_t*>(data);
-  if (stats == nullptr) return body(MixconvDirect<V, std::uint16_t, false>{to, row.pixel, nullptr});
-  return body(MixconvDirect<V, std::uint16_t, true>{to, row.pixel, stats});
+  if (stats == nullptr) return body(MixconvDirect<V, std::uint16_t, false>{to, row.pixel, row.ahead, nullptr});
+  return body(MixconvDirect<V, std::uint16_t, true>{to, row.pixel, row.ahead, stats});
 }
 
 // Results into a row of y; stats [2][kMixconvBlock], nullptr: not wanted.

@@ -29,6 +29,30 @@ inline constexpr int kWidestTile = kManyRegisters<V> ? 2 * kMixconvOverrun : kMi
 template <int kTile>
 inline constexpr int kNarrowTile = kTile > kMixconvOverrun ? kTile / 2 : kTile;
 
+// Rows of tensors that are needed soon. The products fetch them, some pixels a tile, so that memory is busy while the
+// multipliers are: into L2 only, for the workspace's rows fill L1.
+struct MixconvFetch {
+  struct Row {
+    const char* first = nullptr;  // nullptr: none
+    std::int64_t pixel_bytes = 0;
+  };
+  Row rows[2];
+  int vector_bytes = 0;
+
+  template <int kTile>
+  GREEDYNAS_VEC_INLINE void fetch(int vector, std::int64_t j) const {
+    constexpr int kLineBytes = 64;
+    const std::int64_t offset = vector * vector_bytes;
+    if (offset % kLineBytes != 0) return;  // a line that came with the vector before
+    for (const Row& row : rows) {
+      if (row.first == nullptr) continue;
+      const char* pixel = row.first + offset + j * row.pixel_bytes;
+      GREEDYNAS_UNROLL
+      for (int t = 0; t < kTile; ++t, pixel += row.pixel_bytes) __builtin_prefetch(pixel, 0, 2);
+    }
+  }
+};
+
 // Some pixels to correlate with rows of taps: rows[y] + pixel * width, weights + y * weight_step. From a vector of
 // channels to the next one it is `plane` floats in rows and `weight_plane` in weights.
 struct MixconvTaps {
@@ -36,6 +60,7 @@ struct MixconvTaps {
   int num_rows;
   const float* weights;
   std::int64_t weight_step, plane, weight_plane;
+  MixconvFetch fetch;
 };
 
 // So many results of a vector of channels, which belong to pixels first, first + 1, ... of a row.
@@ -65,6 +90,7 @@ GREEDYNAS_VEC_INLINE void add_taps(const float* row, const float* weights, V (&s
 // Results of kTile pixels, from pixel j on, of one vector of channels, into out.put.
 template <class V, int kTaps, int kStride, int kTile, class Out>
 __attribute__((noinline)) void correlate_tile(const MixconvTaps& taps, int vector, std::int64_t j, const Out& out) {
+  taps.fetch.fetch<kTile>(vector, j);
   V sums[kTile];
   GREEDYNAS_UNROLL_ALL
   for (int t = 0; t < kTile; ++t) sums[t] = V::set(0.0F);

@@ -27,7 +27,7 @@ class FolderLock:
             subject: what is locked, for the message, e.g. `run folder runs/laptop-1`.
 
         Raises:
-            InputError: another process holds it, or the folder is read-only.
+            InputError: another process holds it, the folder is read-only, or its file system cannot lock files.
         """
         try:
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
@@ -39,9 +39,12 @@ class FolderLock:
             holder = os.pread(descriptor, 32, 0).decode(errors="replace").strip() or "(unknown)"
             os.close(descriptor)
             raise InputError(f"{subject} is in use by process {holder}.") from None
-        except OSError:
+        except OSError as error:
             os.close(descriptor)
-            raise
+            reason = error.strerror or error
+            raise InputError(
+                f"{path}: this file system cannot lock files ({reason}); put {subject} elsewhere."
+            ) from error
         try:
             os.ftruncate(descriptor, 0)
             os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)

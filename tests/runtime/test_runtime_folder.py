@@ -190,3 +190,18 @@ def test_lock_of_a_killed_process_with_a_living_child(tmp_path: Path) -> None:
         holder.kill()
         holder.wait()
         holder.stdout.close()
+
+
+def test_a_file_system_that_cannot_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with RunFolder.create(tmp_path / "a") as run:
+        run.write_config({"seed": 1})
+
+    def flock(descriptor: int, operation: int) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr("fcntl.flock", flock)
+    with (
+        pytest.raises(InputError, match=r"\.lock: this file system cannot lock files \(No locks available\); put run"),
+        RunFolder.open(tmp_path / "a"),
+    ):
+        pass

@@ -8,11 +8,13 @@ touches `torch.distributed`.
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, TypeVar
+from uuid import uuid4
 
 import torch
 import torch.distributed as dist
@@ -25,6 +27,8 @@ T = TypeVar("T")
 TIMEOUT_VARIABLE = "GREEDYNAS_RANK_TIMEOUT_S"
 # The longest that one rank may work alone while the others wait: rank 0 trains a filter in minutes.
 DEFAULT_TIMEOUT_S = 1800.0
+# Between two looks at the store while a rank waits for rank 0: short beside a start of Python.
+POLL_S = 0.02
 
 
 @dataclass(frozen=True)
@@ -229,8 +233,51 @@ def _store(rank: int, size: int, timeout: timedelta) -> Any:
 
     host, port = os.environ["MASTER_ADDR"], _whole_number("MASTER_PORT", 0)
     serves = rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"  # torchrun has one running
-    store = TCPStore(host, port, size, is_master=serves, timeout=timeout)
-    return PrefixStore(f"greedynas/{_whole_number('TORCHELASTIC_RESTART_COUNT', 0)}", store)
+    store = PrefixStore("greedynas", TCPStore(host, port, size, is_master=serves, timeout=timeout))
+    return PrefixStore(agreed_name(store, rank, size, timeout), store)
+
+
+def agreed_name(store: Any, rank: int, size: int, timeout: timedelta) -> str:
+    """A name for this start of the ranks: the same on all of them, and never used before; a collective.
+
+    torchrun's environment has none. The address of its store and what lies there outlive a start, and its count of
+    restarts is each machine's own: one that restarts only because another did does not count. So rank 0 makes up a
+    name and puts it where all look. A rank that looks too early finds the name of an earlier start; therefore it signs
+    in under what it finds with a word of its own making, and takes the name only once that word is answered. Until
+    then it looks for a newer name.
+
+    No earlier start can interfere, however many ranks it had and wherever in this function they died, for torchrun
+    ends all ranks of one start before it begins the next. An answer to a word was written after the word, thus by this
+    start's rank 0, which answers under no name but its own. What rank 0 answers was written under a name that it has
+    just made up, thus by this start's ranks. (Ranks on a machine that is out of reach may live on: at worst one takes
+    another's place here, and the start fails after the timeout.)
+
+    Args:
+        store: a `torch.distributed.Store`; all keys are below `name`, but for the key `name` itself.
+        rank: of this process.
+        size: number of ranks.
+        timeout: the longest wait for another rank.
+
+    Raises:
+        RuntimeError: a rank has not come within the timeout.
+    """
+    if rank == 0:
+        new = uuid4().hex
+        store.set("name", new)
+        for other in range(1, size):
+            store.set(f"{new}/answered/{store.get(f'{new}/signed/{other}').decode()}", "")
+        return new
+    word, signed, limit = uuid4().hex, "", time.monotonic() + timeout.total_seconds()
+    while True:
+        name: str = store.get("name").decode()
+        if name != signed:
+            store.set(f"{name}/signed/{rank}", word)
+            signed = name
+        if store.check([f"{name}/answered/{word}"]):
+            return name
+        if time.monotonic() > limit:
+            raise RuntimeError(f"rank 0 has not answered for {timeout.total_seconds():g} s")
+        time.sleep(POLL_S)
 
 
 def local_size() -> int:

@@ -205,7 +205,7 @@ class SearchStageConfig:
         bn: batch normalisation: statistics of the batch, or recomputed on training images for each path.
         calibration_images: training images for `recalibrate`.
         memory_mb: as `train.score_memory_mb`.
-        walk: as `train.score_walk`.
+        walk: as `train.score_walk`; with `layers` a generation at a time, which a run that is killed begins anew.
         use_filter: reject paths that the last path filter calls weak before they are evaluated (Sec. 4.1).
     """
 

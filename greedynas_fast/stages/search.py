@@ -171,7 +171,7 @@ class _Search:
                     progress.message(f"going on after {len(known)} evaluations")
                 proposing, scoring = Stopwatch(), Stopwatch()
                 while len(paths := self._ask(proposing)):
-                    for group in _groups(paths, GROUP * self.context.world.size):
+                    for group in _groups(paths, self._group_size(paths)):
                         with scoring:
                             accuracies, losses = self.scorer.score(group, interrupt)
                         for path, accuracy, loss in zip(group, accuracies, losses, strict=True):
@@ -185,6 +185,11 @@ class _Search:
                 progress.message(f"scoring paths took {scoring.summary()}")
             if interrupt.requested:
                 raise interrupt.stopped()
+
+    def _group_size(self, paths: Paths) -> int:
+        """All of a generation where each path makes the launches fewer, else `GROUP` a rank."""
+        together = self.context.config.search_stage.walk == "layers"
+        return len(paths) if together else GROUP * self.context.world.size
 
     def _ask(self, proposing: Stopwatch) -> Paths:
         with proposing:

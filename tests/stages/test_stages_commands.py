@@ -138,6 +138,23 @@ def test_the_time_of_scoring_is_told(
     assert "scoring" not in said
 
 
+@pytest.mark.parametrize(("walk", "sizes"), [("paths", [2, 2, 2]), ("layers", [6])])
+def test_a_generation_is_scored_together_by_layers(
+    config: Path, trained: Path, monkeypatch: pytest.MonkeyPatch, walk: str, sizes: list[int]
+) -> None:
+    asked_for: list[tuple[int, str]] = []
+    original = search_module.score_paths
+
+    def score(net: Any, paths: Any, *args: Any, **options: Any) -> Any:
+        asked_for.append((len(paths), options["walk"]))
+        return original(net, paths, *args, **options)
+
+    monkeypatch.setattr(search_module, "score_paths", score)
+    monkeypatch.setattr(search_module, "GROUP", 2)
+    search(trained, asked(config, search_stage__walk=walk), QUIET)
+    assert asked_for[: len(sizes)] == [(size, walk) for size in sizes]
+
+
 def test_the_search(finished: Path, space: spaces.SearchSpace) -> None:
     found = rows(finished / "search.jsonl")
     assert [row["index"] for row in found] == list(range(EVALUATIONS))

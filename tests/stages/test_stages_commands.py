@@ -408,5 +408,5 @@ def test_the_same_command_without_a_folder_goes_on(
     assert (here / "runs" / "sample-2" / "paths.txt").read_bytes() == (finished / "paths.txt").read_bytes()
 
 
-def _stop(_: Algorithm1) -> None:
+def _stop(_: Algorithm1, poll: Any) -> None:
     raise KeyboardInterrupt

@@ -114,10 +114,10 @@ def test_a_checkpoint_from_before_compaction_goes_on(
 ) -> None:
     """Versions without compaction wrote the parameters of merged operations as well."""
 
-    def stop(self: Algorithm1) -> Any:
+    def stop(self: Algorithm1, poll: Any) -> Any:
         if self.updates == 3:
             raise KeyboardInterrupt
-        return original(self)
+        return original(self, poll)
 
     original = Algorithm1.update_filter
     with monkeypatch.context() as patch:

@@ -26,7 +26,7 @@ SEED = 0
 def start(folder: Path) -> subprocess.Popen[bytes]:
     folder.mkdir(parents=True)
     words = [sys.executable, "-P", "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    words += ["--max-restarts", str(2 * KILLS), "-m", "greedynas_fast", "run", "--preset", "sample", "--run", "run"]
+    words += ["--max-restarts", str(2 * KILLS), "-m", "greedynas_fast", "run", "--preset", "sample", "--run-dir", "run"]
     with (folder / "said.txt").open("w") as said:
         return subprocess.Popen(words, cwd=folder, stdout=said, stderr=said)
 

@@ -15,7 +15,7 @@ import json
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import skimage.data
@@ -26,6 +26,7 @@ from greedynas_fast.data import DataConfig, open_data, sample
 
 # Those that lie in the package itself.
 PHOTOGRAPHS = ("astronaut", "chelsea", "coffee", "hubble_deep_field", "immunohistochemistry", "retina", "rocket")
+BACKENDS: tuple[Literal["dali", "torch"], ...] = ("dali", "torch")
 RUNS = {"dali-1": "dali", "dali-2": "dali", "torch": "torch"}
 
 
@@ -74,8 +75,8 @@ def run(work: Path, name: str, backend: str) -> dict[str, Any]:
 def apart(photographs: Path) -> dict[str, Any]:
     """Largest and mean difference of what the back ends give of photographs, in grey values of 255."""
     pixels = []
-    for backend in ("dali", "torch"):
-        config = DataConfig(root=str(photographs), backend=backend)  # type: ignore[arg-type]
+    for backend in BACKENDS:
+        config = DataConfig(root=str(photographs), backend=backend)
         data = open_data(config, resolution=224, in_channels=3, seed=0)
         pixels.append(data.full_train.tensors()[0].double() * 255 * np.mean(data.std))
     difference = (pixels[0] - pixels[1]).abs()

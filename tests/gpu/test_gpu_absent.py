@@ -1,6 +1,6 @@
 """Without a GPU, a driver or a core with CUDA: importing works, and a call says what is missing."""
 
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import numpy as np
 import pytest
@@ -60,7 +60,7 @@ def test_the_operators_refuse_other_devices() -> None:
 class OnCard(NamedTuple):
     """What `backend` looks at in a tensor on a GPU."""
 
-    dtype: torch.dtype = torch.float32
+    dtype: torch.dtype
     device: torch.device = torch.device("cuda", 0)
     is_cuda: bool = True
 
@@ -74,10 +74,13 @@ def test_cuda_kernels_are_taken_where_they_are_asked_for(
         monkeypatch.setenv(rows.CUDA_VARIABLE, asked)
     rows._takes_cuda_kernels.cache_clear()
     try:
-        assert rows.backend(OnCard(), on_cuda=True) == taken  # type: ignore[arg-type]
-        assert rows.backend(OnCard(torch.float16), on_cuda=True) == taken  # type: ignore[arg-type]
-        assert rows.backend(OnCard(torch.float64), on_cuda=True) == "reference"  # type: ignore[arg-type]
-        assert rows.backend(OnCard()) == "reference"  # type: ignore[arg-type]
+        single, half, double = (
+            cast("torch.Tensor", OnCard(dtype)) for dtype in (torch.float32, torch.float16, torch.float64)
+        )
+        assert rows.backend(single, on_cuda=True) == taken
+        assert rows.backend(half, on_cuda=True) == taken
+        assert rows.backend(double, on_cuda=True) == "reference"
+        assert rows.backend(single) == "reference"
         assert ("called by themselves" in doctor.examine()["blocks"]["cuda"]) == (taken == "core")
     finally:
         rows._takes_cuda_kernels.cache_clear()

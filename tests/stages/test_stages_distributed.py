@@ -371,7 +371,7 @@ def _failing(world: World, folder: Path, config: Path, rank: int, num_batches: i
         if world.rank == rank:
             raise InputError("image file gone.png cannot be used: it cannot be read.")
 
-    train_module.to_device = to_device  # type: ignore[assignment]
+    train_module.to_device = to_device
     try:
         return _train(world, folder, config, {"train__sampler": "uniform"})
     finally:

@@ -84,22 +84,18 @@ class DaliSplit(Split):
 
     def select(self, positions: Positions) -> DaliSplit:
         """The part with the images at `positions`, int64 [m]."""
-        return self._copy(self._indices[positions], self._form)
+        return self._copy(self._indices[positions], self._form, self._dtype)
 
     def with_format(self, form: FolderFormat) -> DaliSplit:
         """The same part in another form."""
-        return self._copy(self._indices, form)
+        return self._copy(self._indices, form, self._dtype)
 
     def in_dtype(self, dtype: torch.dtype) -> DaliSplit:
         """The same part; batches that are made on a GPU have this dtype, all others stay float32."""
-        if self._device_id is None:
-            return self
-        return DaliSplit(
-            self._store, self._indices, self._form, self._bad_files, device_id=self._device_id, dtype=dtype
-        )
+        return self if self._device_id is None else self._copy(self._indices, self._form, dtype)
 
-    def _copy(self, indices: Positions, form: FolderFormat) -> DaliSplit:
-        return DaliSplit(self._store, indices, form, self._bad_files, device_id=self._device_id, dtype=self._dtype)
+    def _copy(self, indices: Positions, form: FolderFormat, dtype: torch.dtype) -> DaliSplit:
+        return DaliSplit(self._store, indices, form, self._bad_files, device_id=self._device_id, dtype=dtype)
 
     def _load(self, jobs: Iterator[Job]) -> Iterator[tuple[Tensor, Tensor]]:
         first = next(jobs, None)

@@ -4,6 +4,13 @@
 #include "paths/cuda/keys.h"
 #include "paths/key.h"
 
+#ifdef GREEDYNAS_EMULATE_CUDA
+#include <algorithm>
+#else
+#include <thrust/binary_search.h>
+#include <thrust/execution_policy.h>
+#endif
+
 namespace greedynas::paths::cuda {
 namespace {
 
@@ -17,9 +24,11 @@ __device__ __forceinline__ PathKey key_at(const std::uint64_t* keys, std::int64_
 
 __device__ __forceinline__ bool equal(PathKey a, PathKey b) { return a.high == b.high && a.low == b.low; }
 
-__device__ __forceinline__ bool less(PathKey a, PathKey b) {
-  return a.high < b.high || (a.high == b.high && a.low < b.low);
-}
+struct Before {
+  __device__ bool operator()(const PathKey& a, const PathKey& b) const {
+    return a.high < b.high || (a.high == b.high && a.low < b.low);
+  }
+};
 
 // flags[i] = 1 if key i is the first of its kind, else 0.
 __global__ void __launch_bounds__(kThreads)
@@ -39,23 +48,16 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
-__global__ void __launch_bounds__(kThreads)
-    find_kernel(const std::uint64_t* sorted, std::int64_t n, const std::uint64_t* queries, std::int64_t m,
-                std::uint8_t* found) {
-  for (std::int64_t i = device::global_thread(); i < m; i += device::global_threads()) {
-    const PathKey query = key_at(queries, i);
-    std::int64_t low = 0;
-    std::int64_t high = n;
-    while (low < high) {
-      const std::int64_t middle = low + (high - low) / 2;
-      if (less(key_at(sorted, middle), query)) {
-        low = middle + 1;
-      } else {
-        high = middle;
-      }
-    }
-    found[i] = low < n && equal(key_at(sorted, low), query) ? 1 : 0;
-  }
+// Whether each query is among the sorted keys. Thrust's search is queued only, and runs on CUB's loop over items.
+void find(const PathKey* sorted, std::int64_t n, const PathKey* queries, std::int64_t m, std::uint8_t* found,
+          cudaStream_t stream) {
+#ifdef GREEDYNAS_EMULATE_CUDA
+  static_cast<void>(stream);
+  for (std::int64_t i = 0; i < m; ++i) found[i] = std::binary_search(sorted, sorted + n, queries[i]) ? 1 : 0;
+#else
+  const auto on_stream = thrust::cuda::par_nosync.on(stream);
+  thrust::binary_search(on_stream, sorted, sorted + n, queries, queries + m, found, Before{});
+#endif
 }
 
 struct UniqueWorkspace {
@@ -96,7 +98,8 @@ void unique_keys(const std::uint64_t* sorted, std::int64_t n, std::uint64_t* uni
 void find_keys(const std::uint64_t* sorted, std::int64_t n, const std::uint64_t* queries, std::int64_t m,
                std::uint8_t* found, Stream stream) {
   if (m == 0) return;
-  device::launch(find_kernel, device::grid_for(m, kThreads), kThreads, 0, stream, sorted, n, queries, m, found);
+  find(reinterpret_cast<const PathKey*>(sorted), n, reinterpret_cast<const PathKey*>(queries), m, found,
+       static_cast<cudaStream_t>(stream));
 }
 
 }  // namespace greedynas::paths::cuda

@@ -102,6 +102,8 @@ class TrainConfig:
             layer occur equally often; all see the same batch, and their gradients are summed, not averaged, for one
             update (FairNAS, https://arxiv.org/abs/1907.01845, Alg. 1). `lr` and `grad_clip` meet the sum: an
             operation's gradient of one path in the largest layers, that of all paths in stem and head.
+        fair_walk: of the paths of a `fair` group. `paths`: one after the other. `layers`: all of them a layer at a
+            time, fewer launches on a GPU, for as many times the memory; without `sync_bn`.
         warmup_epochs: epochs of uniform paths before the first filter.
         update_every_epochs: epochs between two filters.
         q_start: share of weak paths, q, at the end of warm-up.
@@ -144,6 +146,7 @@ class TrainConfig:
     grad_clip: float | None = None
     ema_decay: float | None = None
     sampler: Literal["filter", "uniform", "fair"] = "filter"
+    fair_walk: Walk = "paths"
     warmup_epochs: int = 20
     update_every_epochs: int = 5
     q_start: float = 0.5
@@ -162,7 +165,7 @@ class TrainConfig:
     stop_on: Literal["agreement", "kappa", "never"] = "agreement"
     max_proposals: int = 1000
     strict_sampling: bool = False
-    sampling_screen: bool = False
+    sampling_screen: bool = True
     triton_sgd: bool = False
     checkpoint_every_steps: int = 500
     log_every_steps: int = 50
@@ -191,6 +194,8 @@ class TrainConfig:
         check_range(self, "train", "ema_decay", low=0, high=0.999999)
         check_range(self, "train", "merge_threshold", "agreement_threshold", low=-1, high=1)
         _check_walk("train.score_walk", self.score_walk, self.score_bn)
+        if self.fair_walk == "layers" and (self.sampler != "fair" or self.sync_bn):
+            raise InputError("train.fair_walk: layers is for train.sampler fair, without train.sync_bn.")
         if self.q_end < self.q_start:
             raise InputError(f"train.q_end must be at least train.q_start = {self.q_start}, got {self.q_end}.")
 

@@ -14,7 +14,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
-from itertools import accumulate
+from itertools import accumulate, pairwise
 
 import numpy as np
 import torch
@@ -95,8 +95,13 @@ class Ragged:
 
     def view(self, flat: Tensor, group: int) -> Tensor:
         """[samples, channels, height, width] of a group of a flat activation, channels-last; shares its memory."""
+        return self._group(flat[self.offsets[group] :], group)
+
+    def _group(self, flat: Tensor, group: int) -> Tensor:
+        """The `view` of a group of what begins with it."""
         samples, channels = self.samples[group], self.widths[group]
-        part = flat[self.offsets[group] :][: self.rows[group] * channels]
+        used = self.rows[group] * channels
+        part = flat if len(flat) == used else flat[:used]
         return part.view(samples, self.height, self.width, channels).permute(0, 3, 1, 2)
 
     def channels(self, vector: Tensor, group: int) -> Tensor:
@@ -126,6 +131,11 @@ class Ragged:
             pieces.append(part.permute(0, 2, 3, 1).reshape(-1))
             pieces.append(part.new_zeros(end - begin - part.numel()))
         return torch.cat(pieces) if pieces else torch.empty(0)
+
+    def unpack(self, flat: Tensor) -> list[Tensor]:
+        """The `view` of every group; the gradient of all is one concatenation."""
+        sizes = [end - begin for begin, end in pairwise((*self.offsets, self.numel))]
+        return [self._group(piece, group) for group, piece in enumerate(torch.split(flat, sizes))]
 
     @cached_property
     def _tables(self) -> dict[torch.device, Tensor]:

@@ -12,7 +12,7 @@ from torch.nn import functional
 from greedynas_fast.config import ConfigSource
 from greedynas_fast.data import Split
 from greedynas_fast.errors import InputError
-from greedynas_fast.runtime import World, write_json
+from greedynas_fast.runtime import Interrupt, World, write_json
 from greedynas_fast.stages.architecture import Architecture, PathNetwork
 from greedynas_fast.stages.choice import chosen_path, inherited
 from greedynas_fast.stages.context import Reporter, StageContext, open_run
@@ -74,7 +74,12 @@ def evaluate_stage(context: StageContext) -> dict[str, Any]:
 
 @torch.no_grad()
 def measure(
-    network: nn.Module, split: Split, batch_size: int, device: torch.device, world: World | None = None
+    network: nn.Module,
+    split: Split,
+    batch_size: int,
+    device: torch.device,
+    world: World | None = None,
+    interrupt: Interrupt | None = None,
 ) -> dict[str, Any]:
     """Loss, top-1 and top-5 accuracy (0..1) of a network in eval mode; a collective.
 
@@ -84,21 +89,30 @@ def measure(
         batch_size: images at once.
         device: where to compute.
         world: the processes that divide the batches among themselves; None for this one alone.
+        interrupt: asks to stop, if it is asked.
 
     Returns:
         `images`, `top1`, `top5`, `loss`; the same on all ranks and for any number of them.
+
+    Raises:
+        KeyboardInterrupt: one of the ranks is asked to stop; raised on all.
     """
     network.eval()
     world = world or World()
-    batches = []
+    batches, stopped = [], False
     for images, labels in split.sequential(batch_size, rank=world.rank, num_ranks=world.size):
+        if stopped := interrupt is not None and interrupt.requested:
+            break
         logits = network(images.to(device))
         targets = labels.to(device)
         loss = float(functional.cross_entropy(logits.double(), targets, reduction="sum"))
         ranked = logits.topk(min(5, logits.shape[1]), dim=1).indices == targets[:, None]
         batches.append((int(ranked[:, 0].sum()), int(ranked.any(dim=1).sum()), loss))
     # Batch by batch, so that the order of the sum does not depend on who had which.
-    top1, top5, total = map(sum, zip(*(batch for part in world.gather(batches) for batch in part), strict=True))
+    parts = [part for part in world.gather(None if stopped else batches) if part is not None]
+    if interrupt is not None and len(parts) < world.size:
+        raise interrupt.stopped()
+    top1, top5, total = map(sum, zip(*(batch for part in parts for batch in part), strict=True))
     count = len(split)
     return {"images": count, "top1": top1 / count, "top5": top5 / count, "loss": total / count}
 

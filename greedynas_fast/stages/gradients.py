@@ -15,7 +15,7 @@ from torch.nn import functional
 from greedynas_fast.config import Precision, TrainConfig
 from greedynas_fast.nn import BatchDropout
 from greedynas_fast.runtime import World, all_reduce
-from greedynas_fast.supernet import GradientReducer, ParameterBank
+from greedynas_fast.supernet import GradientReducer, ParameterBank, features_together
 
 Paths = npt.NDArray[np.uint8]
 
@@ -44,7 +44,7 @@ class Gradients:
 
     Args:
         bank: parameters and gradients.
-        config: `batch_size`, `micro_batch`, `precision` and `label_smoothing` are used.
+        config: `batch_size`, `micro_batch`, `precision`, `label_smoothing` and `fair_walk` are used.
         world: the processes that train together.
     """
 
@@ -84,19 +84,21 @@ class Gradients:
         """
         config = self._config
         results: list[tuple[Tensor, Tensor, int]] = []
-        last = len(paths) * self._passes - 1
-        for index, (path, seed, some, their) in enumerate(self._forward_passes(paths, seeds, images, labels)):
-            torch.manual_seed(seed)
-            with autocast(config.precision, images.device):
-                logits = self.bank.net(some, path)
-            # In float32, where label smoothing over many classes keeps its small terms.
-            loss = functional.cross_entropy(logits.float(), their, label_smoothing=config.label_smoothing)
-            correct = (logits.detach().argmax(dim=1) == their).sum()
-            results.append((loss.detach(), correct, len(their)))
+        together = len(paths) if config.fair_walk == "layers" else 1
+        last = len(paths) // together * self._passes - 1
+        passes = self._forward_passes(paths, seeds, images, labels, together)
+        for index, (some_paths, some_seeds, some, their) in enumerate(passes):
+            losses = []
+            for logits in self._logits(some_paths, some_seeds, some):
+                # In float32, where label smoothing over many classes keeps its small terms.
+                losses.append(functional.cross_entropy(logits.float(), their, label_smoothing=config.label_smoothing))
+                correct = (logits.detach().argmax(dim=1) == their).sum()
+                results.append((losses[-1].detach(), correct, len(their)))
+            loss = losses[0] if together == 1 else torch.stack(losses).sum()
             if self._reducer is None and not torch.isfinite(loss):
                 break
             if self._reducer is not None and index == last:
-                self._reducer.begin(paths, _tail(results, stop))
+                self._reducer.begin(paths, _tail(results, stop), together)
             _weighted(loss, len(their) / config.batch_size, loss_scale).backward()  # type: ignore[no-untyped-call]
         if self._reducer is None:
             return _joined(results, len(paths), stop)
@@ -105,16 +107,33 @@ class Gradients:
         return StepResult(loss, right / len(paths), config.batch_size, bool(stops))
 
     def _forward_passes(
-        self, paths: Paths, seeds: Sequence[int], images: Tensor, labels: Tensor
-    ) -> Iterator[tuple[tuple[int, ...], int, Tensor, Tensor]]:
-        """Path, seed, images and labels of each pass, with dropout told which rows of the batch it sees."""
+        self, paths: Paths, seeds: Sequence[int], images: Tensor, labels: Tensor, together: int
+    ) -> Iterator[tuple[Paths, Sequence[int], Tensor, Tensor]]:
+        """Paths, seeds, images and labels of each pass, with dropout told which rows of the batch it sees."""
         total = self._config.batch_size
-        for path, seed in zip(paths.tolist(), seeds, strict=True):
+        for start in range(0, len(paths), together):
+            own = slice(start, start + together)
             first = self._first_row
             for some, their in zip(images.tensor_split(self._passes), labels.tensor_split(self._passes), strict=True):
                 self._dropout.part = (first, total) if len(their) < total else None
                 first += len(their)
-                yield tuple(path), seed, some, their
+                yield paths[own], seeds[own], some, their
+
+    def _logits(self, paths: Paths, seeds: Sequence[int], images: Tensor) -> list[Tensor]:
+        """Of each path."""
+        net = self.bank.net
+        with autocast(self._config.precision, images.device):
+            if self._config.fair_walk == "paths":
+                ((path,), (seed,)) = paths.tolist(), seeds
+                torch.manual_seed(seed)
+                return [net(images, tuple(path))]
+            # The reducer counts on the hooks of the parameters, past which the bank's gradients would be added.
+            found = features_together(net, images, paths, None if self._reducer is not None else self.bank)
+            logits = []
+            for seed, features in zip(seeds, found, strict=True):
+                torch.manual_seed(seed)
+                logits.append(net.head(features))
+            return logits
 
 
 def num_passes(batch_size: int, micro_batch: int | None, world: World) -> int:

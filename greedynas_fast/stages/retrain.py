@@ -137,6 +137,7 @@ class _Retraining:
             self.network.train()
             context.say_backend(progress, self.data)
             self._say_notices(metrics, progress)
+            self._measure_if_due(metrics, progress, interrupt)  # a signal came in the midst of it
             alone = context.world.size == 1
             for (images, labels), failure in self.waiting.over(one_ahead(to_device(batches, context.device))):
                 if alone and interrupt.requested:
@@ -145,7 +146,7 @@ class _Retraining:
                     raise interrupt.stopped()
                 result = self._train_step(images, labels, interrupt.requested or failure is not None)
                 self.window.add(result.loss, result.correct, result.images)
-                self._after_step(metrics, progress)
+                self._after_step(metrics, progress, interrupt)
                 profile_step()
                 if failure is not None or (result.stop and not alone):  # ranks know it of each other, so all stop here
                     self._save(metrics)
@@ -211,7 +212,7 @@ class _Retraining:
             return "There is no checkpoint yet."
         return f"The last good checkpoint is {self.store.path(steps[-1])}."
 
-    def _after_step(self, metrics: MetricsLog, progress: Progress) -> None:
+    def _after_step(self, metrics: MetricsLog, progress: Progress, interrupt: Interrupt) -> None:
         step, config = self.step, self.config
         epoch = step / self.steps_per_epoch
         if step % config.log_every_steps == 0 or step == self.total:
@@ -232,17 +233,33 @@ class _Retraining:
             self.window = Window()
             self._say_notices(metrics, progress)
             progress.update(step, epoch=epoch, loss=self.last["loss"], acc=self.last["accuracy"])
-        every = config.eval_every_epochs * self.steps_per_epoch
-        evaluated = every > 0 and (step % every == 0 or step == self.total)
-        if evaluated:
-            self._check_weights()
-            row = self.selection.measure(step, epoch)
-            metrics.append({"stage": STAGE, "kind": "eval", **row})
-            progress.message(f"epoch {epoch:g}: top-1 {row['top1']:.1%} ({row['raw_top1']:.1%} without the average)")
-            self.window.restart_clock()
-        # After a measurement too, so that it is not done twice and the best network is one that the checkpoint knows.
-        if evaluated or step % config.checkpoint_every_steps == 0 or step == self.total:
+        measured = self._measure_if_due(metrics, progress, interrupt)
+        if not measured and (step % config.checkpoint_every_steps == 0 or step == self.total):
             self._save(metrics)
+
+    def _measure_if_due(self, metrics: MetricsLog, progress: Progress, interrupt: Interrupt) -> bool:
+        """Measure if this is the step for it and it is not done yet; whether it was.
+
+        Saves afterwards, so that it is not done twice and the best network is one that the checkpoint knows. A signal
+        ends it, after a checkpoint that has it to do.
+        """
+        step, epoch = self.step, self.step / self.steps_per_epoch
+        every = self.config.eval_every_epochs * self.steps_per_epoch
+        done = self.selection.last is not None and self.selection.last["step"] == step
+        if not every or not step or done or (step % every and step != self.total):
+            return False
+        self._check_weights()
+        try:
+            row = self.selection.measure(step, epoch, interrupt)
+        except KeyboardInterrupt:
+            self._save(metrics)
+            self.store.flush()
+            raise
+        metrics.append({"stage": STAGE, "kind": "eval", **row})
+        progress.message(f"epoch {epoch:g}: top-1 {row['top1']:.1%} ({row['raw_top1']:.1%} without the average)")
+        self.window.restart_clock()
+        self._save(metrics)
+        return True
 
     def _say_notices(self, metrics: MetricsLog, progress: Progress) -> None:
         try:

@@ -118,10 +118,12 @@ class _Scorer:
 
     def _score(self, paths: Paths, interrupt: Interrupt) -> tuple[Floats, Floats]:
         def poll() -> None:
-            if self.world.size == 1 and interrupt.requested:
+            if interrupt.requested:
                 raise interrupt.stopped()
 
-        with local_norms(self.net):
+        own: tuple[Floats, Floats] | None = None
+        # A rank that is asked to stop does not finish its share, but it tells the others, who would wait for it.
+        with suppress(KeyboardInterrupt), local_norms(self.net):
             scores = score_paths(
                 self.net,
                 paths[self.world.share(len(paths))],
@@ -134,11 +136,11 @@ class _Scorer:
                 poll=poll,
                 walk=self.stage.walk,
             )
-        accuracies, losses, requests = zip(
-            *self.world.gather((scores.accuracy, scores.loss, interrupt.requested)), strict=True
-        )
-        if any(requests):
+            own = scores.accuracy, scores.loss
+        found = [part for part in self.world.gather(None if interrupt.requested else own) if part is not None]
+        if len(found) < self.world.size:
             raise interrupt.stopped()
+        accuracies, losses = zip(*found, strict=True)
         return np.concatenate(accuracies), np.concatenate(losses)
 
 

@@ -8,6 +8,7 @@ from torch import nn
 
 from greedynas_fast.data import DataBundle, Split
 from greedynas_fast.errors import InputError
+from greedynas_fast.runtime import Interrupt
 from greedynas_fast.runtime.atomic import remove_leftovers
 from greedynas_fast.stages.architecture import Architecture
 from greedynas_fast.stages.context import StageContext
@@ -58,19 +59,23 @@ class Selection:
         if self._folder.is_dir():
             remove_leftovers(self._folder)
 
-    def measure(self, step: int, epoch: float) -> dict[str, Any]:
+    def measure(self, step: int, epoch: float, interrupt: Interrupt | None = None) -> dict[str, Any]:
         """The figures after a step, and the network kept (by rank 0) if it is the best so far; a collective.
 
         Args:
             step: steps done.
             epoch: the same in epochs.
+            interrupt: asks to stop, if it is asked.
 
         Returns:
             `step`, `epoch`, `images`, `top1`, `top5`, `loss` of the averaged weights (of the raw ones where the recipe
             keeps no average), `raw_top1`, `raw_top5`, `raw_loss`.
+
+        Raises:
+            KeyboardInterrupt: one of the ranks is asked to stop, and nothing has changed; raised on all.
         """
-        figures = self._figures(self._recipe.result)
-        raw = figures if self._recipe.average is None else self._figures(self._recipe.network)
+        figures = self._figures(self._recipe.result, interrupt)
+        raw = figures if self._recipe.average is None else self._figures(self._recipe.network, interrupt)
         self._recipe.network.train()
         row = {"step": step, "epoch": epoch, **figures}
         row |= {f"raw_{name}": raw[name] for name in ("top1", "top5", "loss")}
@@ -81,7 +86,7 @@ class Selection:
                 self._keep(row)
         return row
 
-    def _figures(self, network: nn.Module) -> dict[str, Any]:
+    def _figures(self, network: nn.Module, interrupt: Interrupt | None) -> dict[str, Any]:
         assert self._split is not None
         context = self._context
         if context.world.size > 1:
@@ -89,7 +94,8 @@ class Selection:
             buffers = list(network.buffers())
             for buffer, first in zip(buffers, context.world.broadcast([b.cpu() for b in buffers]), strict=True):
                 buffer.copy_(first)
-        return measure(network, self._split, context.config.evaluate.batch_size, context.device, context.world)
+        batch_size = context.config.evaluate.batch_size
+        return measure(network, self._split, batch_size, context.device, context.world, interrupt)
 
     def _keep(self, row: dict[str, Any]) -> None:
         chosen = {

@@ -141,8 +141,15 @@ def calibration(split: Split, num_images: int, seed: int, device: torch.device) 
 
 def to_device(batches: Iterable[tuple[Tensor, Tensor]], device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
     """Batches on the device, copied while it computes."""
-    for images, labels in batches:
+    for batch in batches:
+        # From memory that may be paged out, a copy keeps this process waiting until the device gets to it.
+        images, labels = (part.pin_memory() if _travels(part, device) else part for part in batch)
         yield images.to(device, non_blocking=True), labels.to(device, non_blocking=True)
+
+
+def _travels(part: Tensor, device: torch.device) -> bool:
+    """Whether a tensor is copied from host memory to a GPU."""
+    return device.type == "cuda" and part.device.type == "cpu"
 
 
 def one_ahead(batches: Iterable[T]) -> Iterator[tuple[T, Exception | None]]:

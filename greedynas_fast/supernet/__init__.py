@@ -13,6 +13,7 @@ from greedynas_fast.supernet.optimizer import BankSGD
 from greedynas_fast.supernet.reduction import GradientReducer
 from greedynas_fast.supernet.scoring import MemoryBound, PathScores, score_paths
 from greedynas_fast.supernet.supernet import Supernet, extract
+from greedynas_fast.supernet.together import features_together
 
 __all__ = [
     "BankSGD",
@@ -26,6 +27,7 @@ __all__ = [
     "batch_statistics",
     "compact",
     "extract",
+    "features_together",
     "load_checkpoint",
     "recalibrate",
     "score_paths",

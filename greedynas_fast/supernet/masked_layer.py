@@ -9,7 +9,6 @@ On the CPU the op-masked parts are plain PyTorch, and the fused modules one afte
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import pairwise
 from typing import NamedTuple, cast
 
 import torch
@@ -75,7 +74,7 @@ def run_masked_layer(
     if all(isinstance(operation, nn.Identity) for operation in chosen):
         return x, layout
     if common is None:
-        return _pack([_alone(op, part) for op, part in zip(chosen, _split(x, layout), strict=True)], layout)
+        return _pack([_alone(op, part) for op, part in zip(chosen, layout.unpack(x), strict=True)], layout)
     pixels = -(-layout.height // common.stride) * -(-layout.width // common.stride)
     if any(block is not None and samples * pixels == 1 for block, samples in zip(joint, layout.samples, strict=True)):
         raise InputError(f"run_masked_layer: a group has a single value a channel after stride {common.stride}")
@@ -90,7 +89,7 @@ def run_masked_layer(
     y = masked_norm_act(z, inner, scale_shift, residual=residual)
     if not alone:
         return y, inner
-    pairs = zip(chosen, joint, _split(x, layout), _split(y, inner), strict=True)
+    pairs = zip(chosen, joint, layout.unpack(x), inner.unpack(y), strict=True)
     return _pack([_alone(op, part) if block is None else own for op, block, part, own in pairs], layout)
 
 
@@ -201,7 +200,7 @@ def _route_depthwise(
     """Each group through the convolutions of its block, which normalise and activate it on load."""
     outputs = []
     for block, part, vectors in zip(
-        blocks, _split(z, layout), torch.split(norm, list(layout.widths), dim=1), strict=True
+        blocks, layout.unpack(z), torch.split(norm, list(layout.widths), dim=1), strict=True
     ):
         if block is None or not len(part):
             height, width = (-(-size // common.stride) for size in part.shape[2:])
@@ -221,7 +220,7 @@ def _masked(x: Tensor, layout: Ragged, blocks: Sequence[InvertedResidual | None]
     masked = layout.with_widths(
         [0 if block is None else width for block, width in zip(blocks, layout.widths, strict=True)]
     )
-    pairs = zip(blocks, _split(x, layout), strict=True)
+    pairs = zip(blocks, layout.unpack(x), strict=True)
     return masked.pack([part[:, :0] if block is None else part for block, part in pairs]), masked
 
 
@@ -247,19 +246,6 @@ def _pack(parts: Sequence[Tensor | None], layout: Ragged, widths: Sequence[int] 
         for part, shape in zip(parts, shapes, strict=True)
     ]
     return out.pack(found), out
-
-
-def _split(flat: Tensor, layout: Ragged) -> list[Tensor]:
-    """[samples, channels, height, width] of every group; the gradient of all is one concatenation."""
-    bounds = (*layout.offsets, layout.numel)
-    sizes = [end - begin for begin, end in pairwise(bounds)]
-    parts = []
-    for group, piece in enumerate(torch.split(flat, sizes)):
-        samples, channels = layout.samples[group], layout.widths[group]
-        size = layout.rows[group] * channels
-        used = piece if len(piece) == size else piece[:size]
-        parts.append(used.view(samples, layout.height, layout.width, channels).permute(0, 3, 1, 2))
-    return parts
 
 
 def _gathered(blocks: Sequence[InvertedResidual | None]) -> _Parameters:

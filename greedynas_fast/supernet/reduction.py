@@ -61,14 +61,15 @@ class GradientReducer:
         for hook in self._hooks:
             hook.remove()
 
-    def begin(self, paths: NDArray[np.integer], tail: Tensor) -> None:
+    def begin(self, paths: NDArray[np.integer], tail: Tensor, last: int = 1) -> None:
         """Send gradients from the next backward pass on, which must be the step's last.
 
         Args:
-            paths: operation indices [n, L] of all paths of the step; the next backward pass is the last one's.
+            paths: operation indices [n, L] of all paths of the step.
             tail: numbers to add up as well, float32 [k].
+            last: the next backward pass is that of so many paths, the last ones.
         """
-        coming = dict.fromkeys(reversed(self._bank.active(paths[-1])))
+        coming = dict.fromkeys(reversed(self._bank.active(paths[-last:])))
         blocks = [*(block for block in self._bank.active(paths) if block not in coming), *coming]
         self._tail = tail
         self._buckets = _fill(blocks, self._bucket_floats, len(tail))

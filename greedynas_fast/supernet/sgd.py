@@ -24,6 +24,7 @@ from torch import Tensor
 
 from greedynas_fast import _core
 from greedynas_fast.errors import InputError
+from greedynas_fast.ops.bank_sgd import clipped, control_op, update_op
 from greedynas_fast.ops.rows import threads
 from greedynas_fast.ops.triton_kernels import available, load
 
@@ -124,24 +125,14 @@ def update_torch(buffers: Buffers, blocks: Blocks, rule: Rule, lr: float, loss_s
 
 def update_triton(buffers: Buffers, blocks: Blocks, rule: Rule, lr: float, loss_scale: float | None) -> bool:
     """One launch over the blocks. It waits for the device if it measures, as it says whether the step was made."""
-    sgd = load("sgd")
-    active = sgd.block_list(blocks, buffers.data.device)
-    found = None
+    active = load("sgd").block_list(blocks, buffers.data.device)
+    scale = skip = None
     if _measures(rule, loss_scale):
         inverse = None if loss_scale is None else buffers.data.new_full((1,), 1.0 / loss_scale)
-        found = sgd.control(buffers.grad, active, inverse_loss_scale=inverse, clip_norm=rule.clip_norm)
-    sgd.update(
-        *buffers,
-        active,
-        lr=lr,
-        momentum=rule.momentum,
-        weight_decay=rule.weight_decay,
-        nesterov=rule.nesterov,
-        ema_decay=rule.ema_decay or 0.0,
-        scale=None if found is None else found.scale,
-        skip=None if found is None else found.skip,
-    )
-    return found is None or not bool(found.skip.item())
+        scale, skip, _ = control_op(buffers.grad, *active, inverse, rule.clip_norm)
+    ema_decay = rule.ema_decay or 0.0
+    update_op(*buffers, *active, lr, rule.momentum, rule.weight_decay, rule.nesterov, ema_decay, scale=scale, skip=skip)
+    return skip is None or not bool(skip.item())
 
 
 def _measures(rule: Rule, loss_scale: float | None) -> bool:
@@ -150,11 +141,8 @@ def _measures(rule: Rule, loss_scale: float | None) -> bool:
 
 
 def _scale(norm: float, rule: Rule, loss_scale: float | None) -> float:
-    """What gradients of this norm are to be multiplied by; clipping as `torch.nn.utils.clip_grad_norm_` does it."""
-    inverse = 1.0 if loss_scale is None else 1.0 / loss_scale
-    if rule.clip_norm is None:
-        return inverse
-    return inverse * min(rule.clip_norm / (norm * inverse + 1e-6), 1.0)
+    """What gradients of this norm are to be multiplied by."""
+    return clipped(norm, 1.0 if loss_scale is None else 1.0 / loss_scale, rule.clip_norm)
 
 
 def _views(buffer: Tensor, bounds: Blocks) -> list[Tensor]:

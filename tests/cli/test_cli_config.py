@@ -192,6 +192,11 @@ def test_a_recipe_is_the_base_of_what_is_given_with_it() -> None:
         ({"search_stage.bn": "running"}, r"search_stage\.bn must be one of batch, recalibrate"),
         ({"search_stage.walk": "breadth"}, r"search_stage\.walk must be one of paths, layers"),
         ({"train.score_walk": "layers", "train.score_bn": "recalibrate"}, r"^train\.score_walk: layers is for batch"),
+        ({"train.fair_walk": "layers"}, r"^train\.fair_walk: layers is for train\.sampler fair, without"),
+        (
+            {"train.fair_walk": "layers", "train.sampler": "fair", "train.sync_bn": True},
+            r"^train\.fair_walk: layers is for train\.sampler fair, without",
+        ),
         (
             {"search_stage.walk": "layers", "search_stage.bn": "recalibrate"},
             r"^search_stage\.walk: layers is for batch",

@@ -18,8 +18,9 @@ from greedynas_fast.nn import build_operation, initialise
 from greedynas_fast.ops.inverted_residual import Gate
 from greedynas_fast.ops.ragged import ragged
 from greedynas_fast.ops.triton_kernels import backend, load
+from greedynas_fast.sampling import FairSampler, group_size
 from greedynas_fast.spaces.specs import IdentitySpec, InvertedResidualSpec, SqueezeExciteSpec
-from greedynas_fast.supernet import Supernet, score_paths
+from greedynas_fast.supernet import ParameterBank, Supernet, features_together, score_paths
 from greedynas_fast.supernet.batchnorm import batch_statistics
 from greedynas_fast.supernet.masked_layer import run_masked_layer
 from greedynas_fast.supernet.sgd import Buffers, Rule, update_torch, update_triton
@@ -138,6 +139,29 @@ def test_scores_by_layers(card: torch.device, monkeypatch: pytest.MonkeyPatch) -
     np.testing.assert_allclose(found.loss, want.loss, rtol=1e-4)
     few = score_paths(net, chosen[5:8], images, labels, batch_size=8, walk="layers")
     np.testing.assert_allclose(few.loss, found.loss[5:8], rtol=1e-5)
+
+
+def test_training_by_layers(card: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The gradients of a fair group, and with the bank's added in place."""
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+    space = spaces.get("sample")
+    net = Supernet(space, seed=0).to(card, memory_format=torch.channels_last).train()
+    bank = ParameterBank(net)
+    images = torch.randn(8, space.in_channels, 28, 28, generator=torch.Generator().manual_seed(1)).to(card)
+    group = FairSampler(space, seed=3).sample(group_size(space.allowed)).paths
+    net.head.dropout.p = 0.0
+    found = []
+    for way in ("paths", "layers", "layers, in place"):
+        bank.zero_grad(group)
+        if way == "paths":
+            logits = [net(images, path) for path in group]
+        else:
+            features = features_together(net, images, group, bank if way == "layers, in place" else None)
+            logits = [net.head(part) for part in features]
+        torch.stack(logits).square().sum().backward()
+        found.append(bank.grad.clone())
+    for other in found[1:]:
+        assert float((other - found[0]).norm() / found[0].norm()) < 1e-3
 
 
 def test_a_bad_gradient_on_the_card(card: torch.device) -> None:

@@ -8,7 +8,9 @@ import torch
 from sgd_cases import BLOCKS, active, buffers, torch_steps
 
 from greedynas_fast.errors import InputError
+from greedynas_fast.ops import bank_sgd
 from greedynas_fast.ops.triton_kernels import load
+from greedynas_fast.supernet import sgd as steps
 from greedynas_fast.supernet.sgd import Buffers, Rule, update_core, update_triton
 
 sgd = load("sgd")
@@ -19,6 +21,13 @@ CPU = torch.device("cpu")
 def small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sgd, "TILE", 32)
     monkeypatch.setattr(sgd, "_CHUNK", 2)
+
+
+@pytest.fixture(autouse=True)
+def operators_of_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The tensors here lie on the CPU, where the operators would call the core."""
+    monkeypatch.setattr(steps, "control_op", bank_sgd._control_cuda)
+    monkeypatch.setattr(steps, "update_op", bank_sgd._update_cuda)
 
 
 @pytest.mark.parametrize(("momentum", "nesterov"), [(0.9, False), (0.9, True), (0.0, False)])

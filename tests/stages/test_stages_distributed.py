@@ -35,6 +35,7 @@ from greedynas_fast.cli import main
 from greedynas_fast.config import ConfigSource
 from greedynas_fast.errors import InputError
 from greedynas_fast.runtime import World
+from greedynas_fast.stages import evaluate as evaluate_module
 from greedynas_fast.stages import search as search_module
 from greedynas_fast.stages import train as train_module
 from greedynas_fast.stages.algorithm1 import Algorithm1
@@ -214,6 +215,17 @@ def test_fair_groups(config: Path, here: Path) -> None:
     assert path_log(here / "stopped") == path_log(here / "two")
 
 
+def test_fair_groups_a_layer_at_a_time(config: Path, tmp_path: Path) -> None:
+    options = {"train__sampler": "fair", "train__epochs": 1}
+    found = [train_on(2, tmp_path / walk, config, **options, train__fair_walk=walk) for walk in ("paths", "layers")]
+    paths, layers = (newest(tmp_path / walk / RUN, "train") for walk in ("paths", "layers"))
+    assert found[0][0]["steps"] == found[1][0]["steps"] == STEPS_PER_EPOCH
+    assert path_log(tmp_path / "layers") == path_log(tmp_path / "paths")
+    np.testing.assert_allclose(losses(tmp_path / "layers"), losses(tmp_path / "paths"), rtol=1e-4)
+    momenta = [state["optimizer"]["momentum_buffer"] for state in (paths, layers)]
+    assert float((momenta[1] - momenta[0]).norm() / momenta[0].norm()) < 1e-2
+
+
 def test_a_micro_batch_is_as_good_as_a_rank(config: Path, here: Path) -> None:
     options = {"train__sampler": "uniform", "train__epochs": 1, "train__warmup_epochs": 0}
     (here / "alone").mkdir()
@@ -313,6 +325,40 @@ def _retrain(world: World, folder: Path, config: Path) -> Any:
     stopped_at = world.on_main(lambda: newest(RUN, "retrain")["step"])
     retrain(RUN, GO_ON, QUIET)
     return stopped_at, _figures(evaluate(RUN, EVALUATE, QUIET)), _left(world)
+
+
+def _measured(world: World, folder: Path, config: Path) -> Any:
+    """Retrain with a signal to rank 1 in the midst of the first measurement; where that stopped; go on."""
+    _enter(world, folder)
+    kept, calls = evaluate_module.functional.cross_entropy, 0
+
+    def signalled(*args: Any, **kwargs: Any) -> Any:
+        nonlocal calls
+        if kwargs.get("reduction") == "sum":  # what measuring asks for, training does not
+            calls += 1
+            if calls == 2 and world.rank == 1:
+                os.kill(os.getpid(), signal.SIGTERM)
+        return kept(*args, **kwargs)
+
+    evaluate_module.functional.cross_entropy = signalled
+    try:
+        retrain(RUN, asked(config, **RETRAIN, evaluate__batch_size=9), QUIET)
+    except KeyboardInterrupt as error:
+        ended = type(error).__name__
+    finally:
+        evaluate_module.functional.cross_entropy = kept
+    stopped_at = world.on_main(lambda: newest(RUN, "retrain")["step"])
+    retrain(RUN, GO_ON, QUIET)
+    return ended, calls, stopped_at, _left(world)
+
+
+def test_a_signal_to_one_rank_while_the_network_is_measured(config: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "ranks"
+    folder.mkdir()
+    # Of seven batches rank 0 has three, and measures them; rank 1 has four, and stops after its second.
+    found = successes(run_ranks(2, _measured, folder, config))
+    assert found == [("KeyboardInterrupt", 3, RETRAIN_STEPS // 2, []), ("Terminated", 2, RETRAIN_STEPS // 2, [])]
+    assert len(measured(folder)) == 2
 
 
 def test_retraining(config: Path, here: Path) -> None:
@@ -458,3 +504,20 @@ def test_rank_0_alone_talks(config: Path, tmp_path: Path) -> None:
     assert first[0] == second[0] == 2
     assert first[2].startswith("error: train.lr is 0.1 in this run")
     assert first[1] == second[1] == second[2] == ""
+
+
+@pytest.mark.slow
+def test_four_ranks_reach_the_accuracy_of_one(config: Path, tmp_path: Path) -> None:
+    words = ["run", "--run", str(RUN), "--config", str(config), "--json"]
+    words += ["--data.train_limit", "1600", "--data.test_limit", "1000", "--train.epochs", "2"]
+    words += ["--train.sync_bn", "true", "--retrain.sync_bn", "true", "--retrain.epochs", "6"]
+    found = []
+    for size in (1, 4):
+        folder = tmp_path / f"ranks-{size}"
+        folder.mkdir()
+        (code, printed, said), *_ = successes(run_ranks(size, _command, folder, words, opened=False))
+        assert code == 0, said
+        found.append(json.loads(printed)["top1"])
+    one, four = found
+    assert one > 0.35, "chance is 0.1"
+    assert abs(four - one) < 0.03, "a standard deviation of the test images is 0.016"

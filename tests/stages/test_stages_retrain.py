@@ -5,7 +5,9 @@ from __future__ import annotations
 import copy
 import dataclasses
 import json
+import os
 import shutil
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,8 +22,8 @@ from torch import nn
 
 from greedynas_fast import spaces
 from greedynas_fast.config import ConfigSource, RetrainConfig
-from greedynas_fast.data import DataConfig, open_data
-from greedynas_fast.errors import InputError
+from greedynas_fast.data import DataConfig, Split, open_data
+from greedynas_fast.errors import InputError, Terminated
 from greedynas_fast.runtime import CheckpointStore
 from greedynas_fast.stages import selection as selection_module
 from greedynas_fast.stages.architecture import TimmModel
@@ -80,6 +82,7 @@ def reference(config: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def timm_source(config: Path, **overrides: object) -> ConfigSource:
     values = {"retrain__model": MODEL, "retrain__resolution": 28, "retrain__eval_every_epochs": 1}
+    values |= {"evaluate__batch_size": 9}  # seven batches
     return asked(config, **{**values, **overrides})
 
 
@@ -105,6 +108,32 @@ def test_killed_while_the_best_is_written(
         with pytest.raises(Killed):
             retrain(RUN, timm_source(config), QUIET)
     (RUN / "retrain" / "best" / ".model.safetensors.1.tmp").write_bytes(b"half")
+    retrain(RUN, ConfigSource(), QUIET)
+    assert differences(outcome(RUN), outcome(reference)) == []
+
+
+# Averaged and raw weights are measured after each epoch: calls 1 and 2, 3 and 4.
+@pytest.mark.parametrize("call", [1, 2, 4])
+def test_a_signal_while_it_is_measured(
+    config: Path, here: Path, reference: Path, monkeypatch: pytest.MonkeyPatch, call: int
+) -> None:
+    calls = []
+
+    def batches(split: Split, *args: Any, **kwargs: Any) -> Any:
+        calls.append(0)
+        for index, batch in enumerate(sequential(split, *args, **kwargs)):
+            calls[-1] = index
+            if (len(calls), index) == (call, 1):
+                os.kill(os.getpid(), signal.SIGTERM)
+            yield batch
+
+    sequential = Split.sequential
+    with monkeypatch.context() as patch:
+        patch.setattr(Split, "sequential", batches)
+        with pytest.raises(Terminated):
+            retrain(RUN, timm_source(config), QUIET)
+    assert calls == [6] * (call - 1) + [1]
+    assert newest(RUN, "retrain")["step"] == (STEPS_PER_EPOCH if call < 3 else STEPS)
     retrain(RUN, ConfigSource(), QUIET)
     assert differences(outcome(RUN), outcome(reference)) == []
 

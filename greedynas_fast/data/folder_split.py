@@ -1,4 +1,7 @@
-"""The torch back end for stored images: decoded when a batch needs them, in worker processes if wished."""
+"""The torch back end for stored images: decoded when a batch needs them, in worker processes if wished.
+
+Pillow decodes. torchvision's `decode_jpeg` is 1.2 to 1.5 times as fast, but deprecated since torchvision 0.29.
+"""
 
 from __future__ import annotations
 

@@ -81,9 +81,10 @@ class PathFilter(nn.Module):
         self.num_ops = operation_counts(space_or_num_ops)
         self.hidden = hidden
         self.embedding = nn.Parameter(torch.empty(len(self.num_ops), max(self.num_ops), hidden))
-        self.lstm = nn.LSTM(hidden, hidden, batch_first=True, bidirectional=True, device="meta").to_empty(device="cpu")
-        self.fc1 = nn.Linear(2 * hidden, hidden, device="meta").to_empty(device="cpu")
-        self.fc2 = nn.Linear(hidden, 2, device="meta").to_empty(device="cpu")
+        with torch.random.fork_rng(devices=[]):  # what torch draws for them is overwritten
+            self.lstm = nn.LSTM(hidden, hidden, batch_first=True, bidirectional=True, device="cpu")
+            self.fc1 = nn.Linear(2 * hidden, hidden, device="cpu")
+            self.fc2 = nn.Linear(hidden, 2, device="cpu")
         self._initialise(seed, embedding_std)
 
     def _initialise(self, seed: int, embedding_std: float) -> None:

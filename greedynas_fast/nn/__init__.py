@@ -11,7 +11,7 @@ from greedynas_fast.nn.bottleneck import Bottleneck
 from greedynas_fast.nn.build import build_operation
 from greedynas_fast.nn.dropout import BatchDropout
 from greedynas_fast.nn.identity import ConvIdentity
-from greedynas_fast.nn.initialise import initialise
+from greedynas_fast.nn.initialise import initialise, materialise
 from greedynas_fast.nn.inverted_residual import InvertedResidual, MixedConv
 from greedynas_fast.nn.shuffle_unit import ShuffleUnit
 from greedynas_fast.nn.squeeze_excite import SqueezeExcite
@@ -36,6 +36,7 @@ __all__ = [
     "channel_shuffle",
     "initialise",
     "local_norms",
+    "materialise",
     "synchronise_norms",
     "use_backend",
     "what_runs",

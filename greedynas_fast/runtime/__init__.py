@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from greedynas_fast.runtime.atomic import atomic_write
 from greedynas_fast.runtime.checkpoints import CheckpointStore
-from greedynas_fast.runtime.determinism import generator, make_deterministic, seed_for, set_threads
+from greedynas_fast.runtime.determinism import generator, make_deterministic, seed_for, seed_generators, set_threads
 from greedynas_fast.runtime.device import resolve_device
 from greedynas_fast.runtime.distributed import World, all_reduce, local_size, open_world
 from greedynas_fast.runtime.folder import RunFolder, read_json, write_json
@@ -43,6 +43,7 @@ __all__ = [
     "read_rows",
     "resolve_device",
     "seed_for",
+    "seed_generators",
     "set_threads",
     "write_json",
 ]

@@ -33,6 +33,21 @@ def seed_for(seed: int, *keys: int | str) -> int:
     return int.from_bytes(hashlib.blake2b(b"".join(parts), digest_size=8).digest(), "little")
 
 
+def seed_generators(device: torch.device, seed: int) -> None:
+    """Seed the generators that torch's functions draw from on the CPU and on a device.
+
+    As `torch.manual_seed`, which tells devices of all kinds that torch knows, though, and notes a stack trace for each
+    that is not there: half a millisecond in a deep stack.
+
+    Args:
+        device: where is computed.
+        seed: in [0, 2**64).
+    """
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        torch.cuda.manual_seed_all(seed)
+
+
 def generator(seed: int, *keys: int | str) -> torch.Generator:
     """A fresh CPU generator seeded with `seed_for(seed, *keys)`."""
     return torch.Generator().manual_seed(seed_for(seed, *keys))

@@ -14,7 +14,7 @@ from torch.nn import functional
 
 from greedynas_fast.config import Precision, TrainConfig
 from greedynas_fast.nn import BatchDropout
-from greedynas_fast.runtime import World, all_reduce
+from greedynas_fast.runtime import World, all_reduce, seed_generators
 from greedynas_fast.supernet import GradientReducer, ParameterBank, features_together
 
 Paths = npt.NDArray[np.uint8]
@@ -125,13 +125,13 @@ class Gradients:
         with autocast(self._config.precision, images.device):
             if self._config.fair_walk == "paths":
                 ((path,), (seed,)) = paths.tolist(), seeds
-                torch.manual_seed(seed)
+                seed_generators(images.device, seed)
                 return [net(images, tuple(path))]
             # The reducer counts on the hooks of the parameters, past which the bank's gradients would be added.
             found = features_together(net, images, paths, None if self._reducer is not None else self.bank)
             logits = []
             for seed, features in zip(seeds, found, strict=True):
-                torch.manual_seed(seed)
+                seed_generators(images.device, seed)
                 logits.append(net.head(features))
             return logits
 

@@ -12,7 +12,7 @@ from torch.nn import functional
 from greedynas_fast.config import RetrainConfig
 from greedynas_fast.errors import InputError
 from greedynas_fast.nn import BatchDropout, synchronise_norms
-from greedynas_fast.runtime import World, all_reduce
+from greedynas_fast.runtime import World, all_reduce, seed_generators
 from greedynas_fast.stages.gradients import StepResult, autocast, num_passes
 
 
@@ -93,7 +93,7 @@ class Recipe:
         parts = list(zip(images.tensor_split(count), labels.tensor_split(count), strict=True))
         first = world.share(batch).start
         for index, (some, targets) in enumerate(parts):
-            self._seed_dropout(seed, first, batch, len(targets))
+            self._seed_dropout(images.device, seed, first, batch, len(targets))
             first += len(targets)
             with self._last_pass(index == len(parts) - 1):
                 with autocast(config.precision, images.device):
@@ -111,12 +111,12 @@ class Recipe:
         all_reduce(figures).wait()
         return StepResult(figures[0], figures[1], batch, bool(figures[2]))
 
-    def _seed_dropout(self, seed: int, first: int, batch: int, count: int) -> None:
+    def _seed_dropout(self, device: torch.device, seed: int, first: int, batch: int, count: int) -> None:
         """Make masks those of the whole batch where that is possible, and else different for each part of it."""
         whole = count == batch
         for drop in self._drops:
             drop.part = None if whole else (first, batch)
-        torch.manual_seed(seed if whole or self._drops else seed ^ first)
+        seed_generators(device, seed if whole or self._drops else seed ^ first)
 
     def _last_pass(self, last: bool) -> AbstractContextManager[Any]:
         """Gradients are exchanged in the last backward pass of a step."""

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
-from greedynas_fast.nn import Head, Stem, build_operation, initialise
+from greedynas_fast.nn import Head, Stem, build_operation, initialise, materialise
 from greedynas_fast.spaces import SearchSpace
 from greedynas_fast.supernet.choices import Path, choices
 
@@ -40,7 +40,7 @@ class Network(nn.Module):
                 for layer, op in zip(space.layers, self.path, strict=True)
             )
             self.head: nn.Module = Head(space.head, space.num_classes)
-        self.to_empty(device="cpu")
+        materialise(self)
         initialise(self, torch.Generator().manual_seed(seed))
 
     @classmethod

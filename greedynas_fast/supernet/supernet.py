@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from greedynas_fast.errors import InputError
-from greedynas_fast.nn import Head, Stem, build_operation, initialise
+from greedynas_fast.nn import Head, Stem, build_operation, initialise, materialise
 from greedynas_fast.spaces import SearchSpace
 from greedynas_fast.supernet.choices import Path, choices
 from greedynas_fast.supernet.network import Network
@@ -61,7 +61,7 @@ class Supernet(nn.Module):
                 for layer in space.layers
             )
             self.head = Head(space.head, space.num_classes)
-        self.to_empty(device="cpu")
+        materialise(self)
         initialise(self, torch.Generator().manual_seed(seed))
 
     @property

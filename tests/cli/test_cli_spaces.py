@@ -154,3 +154,16 @@ def test_light_import(code: str) -> None:
     loaded = _loaded_modules(code)
     assert not heavy & loaded
     assert "greedynas_fast" in loaded
+
+
+def test_networks_are_made_without_symbolic_shapes() -> None:
+    """They would cost every command 0.4 s."""
+    loaded = _loaded_modules(
+        "from greedynas_fast import spaces\n"
+        "from greedynas_fast.filter import PathFilter\n"
+        "from greedynas_fast.supernet import Supernet\n"
+        "space = spaces.get('sample')\n"
+        "Supernet(space), PathFilter(space)"
+    )
+    assert "torch" in loaded
+    assert "sympy" not in loaded

@@ -13,7 +13,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from greedynas_fast.errors import InputError, Terminated
-from greedynas_fast.runtime import Interrupt, generator, make_deterministic, resolve_device, seed_for, set_threads
+from greedynas_fast.runtime import (
+    Interrupt,
+    generator,
+    make_deterministic,
+    resolve_device,
+    seed_for,
+    seed_generators,
+    set_threads,
+)
 
 keys = st.lists(st.integers(-(2**70), 2**70) | st.text(), max_size=4)
 
@@ -53,6 +61,19 @@ def test_generator_is_fresh_and_leaves_the_global_one_alone() -> None:
     assert torch.equal(a, torch.rand(5, generator=generator(1, "a", 2)))
     assert not torch.equal(a, torch.rand(5, generator=generator(1, "a", 3)))
     assert torch.equal(before, torch.random.get_rng_state())
+
+
+@pytest.mark.parametrize("seed", [0, 5, 2**63, 2**64 - 1])
+def test_generators_are_seeded_as_torch_seeds_them(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(seed)
+    wanted = torch.rand(4)
+    seed_generators(torch.device("cpu"), seed)
+    assert torch.equal(torch.rand(4), wanted)
+    seeds: list[int] = []
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", seeds.append)
+    seed_generators(torch.device("cuda"), seed)
+    assert torch.equal(torch.rand(4), wanted)
+    assert seeds == [seed]
 
 
 def test_set_threads() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -163,7 +164,10 @@ def _replica(network: nn.Module) -> nn.Module:
 
     Running statistics are not exchanged: no training step reads them, and those of rank 0 are kept.
     """
-    return nn.parallel.DistributedDataParallel(network, broadcast_buffers=False)
+    replica = nn.parallel.DistributedDataParallel
+    renamed = "forward_sync_buffers" in inspect.signature(replica).parameters  # since torch 2.14
+    exchange: dict[str, Any] = {"forward_sync_buffers" if renamed else "broadcast_buffers": False}
+    return replica(network, **exchange)
 
 
 def _optimizer(network: nn.Module, config: RetrainConfig) -> torch.optim.Optimizer:

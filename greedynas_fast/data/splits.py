@@ -138,9 +138,17 @@ class Split(ABC):
         return self._load(Job(np.arange(start, min(start + batch_size, len(self)))) for start in starts)
 
     def tensors(self) -> tuple[Tensor, Tensor]:
-        """All images and labels at once, as `sequential` gives them; meant for small subsets."""
-        images, labels = zip(*self.sequential(256), strict=True)
-        return torch.cat(images).contiguous(memory_format=torch.channels_last), torch.cat(labels)
+        """All images and labels at once, as `sequential` gives them, images in channels-last memory."""
+        # Filled as they come: joined in the end, images would be held twice for a moment.
+        images, labels, row = torch.empty(0), torch.empty(len(self), dtype=torch.int64), 0
+        for some, their in self.sequential(256):
+            if row == 0:
+                shape = (len(self), *some.shape[1:])
+                images = torch.empty(shape, dtype=some.dtype, device=some.device, memory_format=torch.channels_last)
+            place = slice(row, row + len(some))
+            images[place], labels[place] = some, their
+            row = place.stop
+        return images, labels
 
     def subset(self, n: int, seed: int) -> Split:
         """A fixed part of `n` images with the class shares of the whole, in the order of the whole.

@@ -122,6 +122,17 @@ def test_sequential_is_everything_in_order() -> None:
     assert np.array_equal(split.labels, labels)
 
 
+@pytest.mark.parametrize("count", [1, 256, 600])
+def test_tensors_are_everything_at_once(count: int) -> None:
+    split = numbered(count)
+    images, labels = split.tensors()
+    one_by_one = list(split.sequential(1))
+    assert torch.equal(images, torch.cat([image for image, _ in one_by_one]))
+    assert torch.equal(labels, torch.cat([label for _, label in one_by_one]))
+    assert images.is_contiguous(memory_format=torch.channels_last)
+    assert len(set(numbers(images))) == min(count, 256)
+
+
 def test_ranks_divide_the_sequential_batches() -> None:
     split = numbered(23)
     for count in (1, 2, 3, 5):

@@ -13,6 +13,7 @@ from torch import dtype as Dtype
 from greedynas_fast.data.files import ImageStore
 from greedynas_fast.data.folder_split import FolderFormat, FolderSplit
 from greedynas_fast.data.images import BadFiles
+from greedynas_fast.data.jpeg import torchvision_decoder
 from greedynas_fast.data.splits import Job, Positions, Split
 from greedynas_fast.errors import InputError
 
@@ -43,7 +44,7 @@ def reader(wanted: Backend, device_id: int | None = None) -> Reader:
         InputError: DALI is insisted on, and cannot be used.
     """
     if wanted == "torch":
-        return Reader(FolderSplit, "torch: Pillow and torchvision decode the image files, as data.backend says.")
+        return Reader(FolderSplit, f"torch: {_decoders()}, as data.backend says.")
     # Imported here: it takes its time, and torch does without.
     from greedynas_fast.data.dali import DaliSplit
     from greedynas_fast.data.dali.pipeline import require
@@ -54,12 +55,18 @@ def reader(wanted: Backend, device_id: int | None = None) -> Reader:
         if wanted == "dali":
             raise InputError(f"data.backend: dali cannot be used: {error}") from error
         why = str(error.__cause__ or error).rstrip(".")
-        return Reader(FolderSplit, f"torch: Pillow and torchvision decode the image files; there is no DALI ({why}).")
+        return Reader(FolderSplit, f"torch: {_decoders()}; there is no DALI ({why}).")
     found = f"dali: NVIDIA DALI {version} decodes the image files"
     if wanted == "dali":
         where = "" if device_id is None else f" on CUDA device {device_id}"
         return Reader(partial(DaliSplit, device_id=device_id), f"{found}{where}, as data.backend says.")
     return Reader(_dali_or_torch, f"{found}; it can be imported, and data.backend is auto.")
+
+
+def _decoders() -> str:
+    if torchvision_decoder() is None:
+        return "Pillow decodes the image files (this torchvision has no decode_jpeg, which takes less time)"
+    return "torchvision and Pillow decode the image files"
 
 
 def refuse_in_memory(wanted: Backend) -> None:

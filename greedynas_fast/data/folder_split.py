@@ -1,16 +1,16 @@
 """The torch back end for stored images: decoded when a batch needs them, in worker processes if wished.
 
-Pillow decodes. torchvision's `decode_jpeg` is 1.2 to 1.5 times as fast, but deprecated since torchvision 0.29.
+Images are tensors throughout: the way to Pillow's and back takes as long as resizing. Only changes of `auto_augment` go
+it, with what is left of an image by then.
 """
 
 from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, NamedTuple, Self, TypeVar, cast
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
@@ -19,7 +19,7 @@ from greedynas_fast.data.augment import Augment, auto_augment_transform, erase, 
 from greedynas_fast.data.changes import apply_changes
 from greedynas_fast.data.draws import ImageDraw, draw_erasing, draw_image, evaluation_short_side
 from greedynas_fast.data.files import ImageStore
-from greedynas_fast.data.images import BadFileError, BadFiles, decode
+from greedynas_fast.data.images import BadFileError, BadFiles, decode_pixels
 from greedynas_fast.data.seeds import Stream, seed64
 from greedynas_fast.data.splits import Job, Positions, Split, candidates
 from greedynas_fast.errors import InputError
@@ -128,15 +128,15 @@ class _Batches(Dataset[_Batch]):
             if image is None:
                 return _Batch(job, None, bad)
             seed = seed64(job.seed, Stream.AUGMENT_SAMPLE, job.epoch, int(self._indices[position]))
-            pixels.append(torch.from_numpy(np.array(_transformed(image, job.augment, seed, size))))
-        return _Batch(job, torch.stack(pixels).reshape(-1, size, size, self._form.in_channels), bad)
+            pixels.append(_transformed(image, job.augment, seed, size).permute(1, 2, 0))
+        return _Batch(job, torch.stack(pixels), bad)
 
-    def _decode_or_replace(self, position: int, bad: list[tuple[int, str]]) -> Image | None:
+    def _decode_or_replace(self, position: int, bad: list[tuple[int, str]]) -> Tensor | None:
         """The image at a position, or in place of a bad one the next good one of its class in the same part."""
         for candidate in candidates(self._labels, position):
             index = int(self._indices[candidate])
             try:
-                return decode(self._files.read(index), self._files.name(index), self._form.in_channels)
+                return decode_pixels(self._files.read(index), self._files.name(index), self._form.in_channels)
             except BadFileError as error:
                 bad.append((index, str(error)))
         return None
@@ -152,18 +152,24 @@ class _Once:
         return self._jobs
 
 
-def _transformed(image: Image, augment: Augment | None, seed: int, resolution: int) -> Image:
-    """One image as it comes into the batch, before it is normalised."""
-    draw = draw_image(augment, seed, image.height, image.width, resolution)
-    image = _cut_out(image, draw, 0 if augment is None else augment.pad, resolution)
-    if augment is None or augment.auto_augment != "augmix":
-        return apply_changes(image, draw.changes)
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)
-        return cast("Image", auto_augment_transform("augmix")(image))
+def _transformed(pixels: Tensor, augment: Augment | None, seed: int, resolution: int) -> Tensor:
+    """One image, uint8 [C, H, W], as it comes into the batch, before it is normalised."""
+    draw = draw_image(augment, seed, pixels.shape[1], pixels.shape[2], resolution)
+    pixels = _cut_out(pixels, draw, 0 if augment is None else augment.pad, resolution)
+    if augment is not None and augment.auto_augment == "augmix":
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(seed)
+            return _by_pillow(auto_augment_transform("augmix"), pixels)
+    return _by_pillow(lambda image: apply_changes(image, draw.changes), pixels) if draw.changes else pixels
 
 
-def _cut_out(image: Image, draw: ImageDraw, pad: int, resolution: int) -> Image:
+def _by_pillow(change: Callable[[Image], Image], pixels: Tensor) -> Tensor:
+    from torchvision.transforms.v2 import functional
+
+    return cast("Tensor", functional.pil_to_tensor(change(functional.to_pil_image(pixels))))
+
+
+def _cut_out(image: Tensor, draw: ImageDraw, pad: int, resolution: int) -> Tensor:
     """Crops, resizes and mirrors."""
     from torchvision.transforms.v2 import functional
 
@@ -176,7 +182,7 @@ def _cut_out(image: Image, draw: ImageDraw, pad: int, resolution: int) -> Image:
     if draw.shift is not None:
         # Black where it reaches beyond the image: the padding.
         image = functional.crop(image, draw.shift[0] - pad, draw.shift[1] - pad, resolution, resolution)
-    return cast("Image", functional.horizontal_flip(image)) if draw.mirrored else image
+    return cast("Tensor", functional.horizontal_flip(image)) if draw.mirrored else image
 
 
 def _ignore_ctrl_c(worker: int) -> None:

@@ -65,7 +65,7 @@ def test_rows_of_data() -> None:
             continue
         assert (row["threads"], row["repeats"], row["paths"], row["peer"]) == (1, 2, 4, "torchvision")
         assert row["paths_per_s"]["p50"] > 0
-        assert 0 <= row["max_error"] < {"DALI": data.TOLERANCE, "torch": 1e-3, "torchvision": 1e-9}[row["provider"]]
+        assert 0 <= row["max_error"] < {"DALI": data.TOLERANCE, "torch": 1e-2, "torchvision": 1e-9}[row["provider"]]
 
 
 @pytest.mark.skipif(not HAS_DALI, reason="NVIDIA DALI is optional")

@@ -11,6 +11,8 @@ import pytest
 import torch
 
 from greedynas_fast.data import Augment, DataBundle, DataConfig, open_data
+from greedynas_fast.data import backend as backend_module
+from greedynas_fast.data import jpeg as jpeg_module
 from greedynas_fast.errors import InputError
 
 MakeImages = Callable[..., Path]
@@ -30,10 +32,20 @@ def no_dali(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_without_dali(make_images: MakeImages) -> None:
     root = make_images()
     bundle = opened(root, "auto")
-    assert bundle.backend.startswith("torch: Pillow and torchvision decode the image files; there is no DALI (")
+    assert bundle.backend.startswith("torch: torchvision and Pillow decode the image files; there is no DALI (")
     assert torch.equal(bundle.train.tensors()[0], opened(root, "torch").train.tensors()[0])
     with pytest.raises(InputError, match=r"^data\.backend: dali cannot be used: .*pip install 'greedynas_fast\[dali"):
         opened(root, "dali")
+
+
+def test_a_torchvision_without_decoders(make_images: MakeImages, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = make_images()
+    wanted = opened(root, "torch").train.tensors()[0]
+    for module in (backend_module, jpeg_module):
+        monkeypatch.setattr(module, "torchvision_decoder", lambda: None)
+    bundle = opened(root, "torch")
+    assert bundle.backend.startswith("torch: Pillow decodes the image files (this torchvision has no decode_jpeg")
+    assert torch.equal(bundle.train.tensors()[0], wanted)
 
 
 @pytest.mark.parametrize("backend", ["auto", "torch"])

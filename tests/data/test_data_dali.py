@@ -331,5 +331,5 @@ def test_a_file_that_dali_cannot_decode(opened: Open, fragile: list[bytes], augm
     assert same(whole, again)
     assert same(whole[2:4], load(split, 5, 2, 2, augment))  # without another word
     assert sorted(notices) == [
-        f"Image file {name} is decoded by Pillow, since DALI cannot: the file is strange." for name in names
+        f"Image file {name} is decoded without DALI, which cannot: the file is strange." for name in names
     ]

@@ -15,10 +15,10 @@ from torch import Tensor
 
 from greedynas_fast.data import Augment
 from greedynas_fast.data.dali import DaliSplit
-from greedynas_fast.data.dali.jpeg import plain_size
 from greedynas_fast.data.folder import scan
 from greedynas_fast.data.folder_split import FolderFormat, FolderSplit
 from greedynas_fast.data.images import BadFiles
+from greedynas_fast.data.jpeg import plain_size
 from greedynas_fast.data.shards import open_parts
 from greedynas_fast.errors import InputError
 

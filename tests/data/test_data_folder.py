@@ -176,7 +176,10 @@ def test_evaluation_transform(make_images: MakeImages, in_channels: int, mode: s
     mean, std = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)) if in_channels == 3 else ((0.459,), (0.226,))
     for image, name in zip(images, names(bundle.train), strict=True):
         expected = (expected_image(name, 14, mode) - np.array(mean)) / np.array(std)
-        np.testing.assert_allclose(image.permute(1, 2, 0).numpy(), expected, atol=1e-5)
+        # In grey values: torch's resizing rounds as Pillow's, but for a few values in a hundred.
+        away = np.abs(image.permute(1, 2, 0).numpy() - expected) * std * 255
+        assert away.max() < 1.01
+        assert away.mean() < 0.05
 
 
 def test_grey_files_become_rgb(make_images: MakeImages) -> None:

@@ -7,11 +7,11 @@ from typing import NamedTuple
 import numpy as np
 
 from greedynas_fast.data.dali.geometry import Region, region
-from greedynas_fast.data.dali.jpeg import plain_size
 from greedynas_fast.data.dali.pipeline import ONE_PIXEL, ONE_REGION, as_pixmap
 from greedynas_fast.data.draws import Change, draw_image
 from greedynas_fast.data.files import ImageStore
 from greedynas_fast.data.images import BadFileError, decode
+from greedynas_fast.data.jpeg import plain_size
 from greedynas_fast.data.seeds import Stream, seed64
 from greedynas_fast.data.splits import Job, Positions, candidates
 
@@ -68,13 +68,13 @@ class Preparer:
         return [self._row(job, int(position), bad) for position in positions]
 
     def without_dali(self, batch: Batch, place: int, reason: str) -> None:
-        """Prepares a row again after DALI could not decode its file: now Pillow has to."""
+        """Prepares a row again after DALI could not decode its file: now others have to."""
         index = batch.rows[place].file
         self._odd.add(index)
         batch.rows[place] = self._row(batch.job, int(batch.job.mine[place]), batch.bad)
         if batch.rows[place].file == index:
             name = self._store.name(index)
-            batch.notices.append(f"Image file {name} is decoded by Pillow, since DALI cannot: {reason}.")
+            batch.notices.append(f"Image file {name} is decoded without DALI, which cannot: {reason}.")
 
     def _row(self, job: Job, position: int, bad: list[tuple[int, str]]) -> Row:
         """The image at a position, or in place of a bad one the next good one of its class in the same part."""

@@ -37,9 +37,9 @@ class DaliSplit(Split):
     """Some images of a store, with the same batches as the torch back end up to the rounding of pixels.
 
     All decisions are drawn here and handed to DALI, so a batch is a pure function of (seed, step). It differs from the
-    torch back end's by at most one grey value a pixel before the changes of `auto_augment` (Pillow rounds between the
+    torch back end's by at most one grey value a pixel before the changes of `auto_augment` (torch rounds between the
     two directions of resizing, DALI does not), and by a few in the outermost rows and columns of a cut-out (where
-    DALI's filter repeats the border, and Pillow's ends).
+    DALI's filter repeats the border, and torch's ends).
 
     The changes of `auto_augment` are Pillow's, in threads. DALI's own take twice as long on a CPU (1.5 ms an image
     against 0.7 for the ImageNet policy), and are other functions (equalize, the borders of sharpness).

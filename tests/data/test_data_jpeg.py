@@ -1,4 +1,4 @@
-"""The parser of JPEG heads, against Pillow."""
+"""The parser of JPEG heads and torchvision's decoder, against Pillow."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from greedynas_fast.data.dali.jpeg import plain_size
+from greedynas_fast.data.jpeg import decode_plain, plain_size
 
 ORIENTATION = 0x0112
 
@@ -37,6 +37,39 @@ def with_orientation(value: int, big_endian: bool = False) -> bytes:
 @pytest.mark.parametrize("size", [(37, 21), (1, 1), (3, 300)])
 def test_plain_files(mode: str, options: dict[str, Any], size: tuple[int, int]) -> None:
     assert plain_size(jpeg(mode, size, **options)) == size[::-1]
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.sampled_from(["RGB", "L"]),
+    st.tuples(st.integers(1, 70), st.integers(1, 70)),
+    st.integers(1, 100),
+    st.sampled_from([0, 1, 2]),
+    st.booleans(),
+    st.sampled_from([{}, {"optimize": True}, {"restart_marker_rows": 1}]),
+)
+def test_torchvision_gives_the_pixels_of_pillow(
+    mode: str, size: tuple[int, int], quality: int, subsampling: int, progressive: bool, options: dict[str, Any]
+) -> None:
+    if mode == "RGB":
+        options = {**options, "subsampling": subsampling}
+    data = jpeg(mode, size, quality=quality, progressive=progressive, **options)
+    pixels = decode_plain(data)
+    assert pixels is not None
+    np.testing.assert_array_equal(pixels.permute(1, 2, 0), np.asarray(Image.open(io.BytesIO(data)).convert("RGB")))
+
+
+def test_what_torchvision_is_not_to_decode() -> None:
+    assert decode_plain(jpeg("CMYK")) is None
+    assert decode_plain(with_orientation(6)) is None
+    assert decode_plain(jpeg()[:-2]) is None
+    assert decode_plain(b"") is None
+    # Plain by its head, and of more Huffman codes than there can be.
+    data = bytearray(jpeg(optimize=True))
+    table = data.index(b"\xff\xc4")
+    data[table + 5 : table + 21] = b"\xff" * 16
+    assert plain_size(bytes(data)) == (21, 37)
+    assert decode_plain(bytes(data)) is None
 
 
 @pytest.mark.parametrize("big_endian", [False, True])

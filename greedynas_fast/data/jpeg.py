@@ -1,14 +1,19 @@
-"""Reads the head of a JPEG file without decoding it: its size, and whether DALI may decode it.
+"""Plain JPEG files: what they are, without decoding them, and torchvision's decoder for them.
 
-Two decoders agree about plain files only. What is rare (turned by EXIF, CMYK, damaged, not JPEG at all) goes to Pillow,
+Decoders agree about plain files only. What is rare (turned by EXIF, CMYK, damaged, not JPEG at all) goes to Pillow,
 so this parser answers "no" whenever it is in doubt.
 JPEG: ITU-T T.81, Annex B; EXIF orientation: CIPA DC-008 4.6.4.
 """
 
 from __future__ import annotations
 
+import functools
 import re
 import struct
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
 
 _START, _END, _SCAN = b"\xff\xd8", 0xD9, 0xDA
 _HUFFMAN, _EXIF, _ADOBE = 0xC4, 0xE1, 0xEE
@@ -19,6 +24,7 @@ _PASSED_OVER = frozenset({_HUFFMAN, 0xDB, 0xDD, 0xFE, *range(0xE0, 0xF0)})
 # In the compressed data of a scan: anything but a stuffed zero, a restart or a fill byte.
 _MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")
 _ORIENTATION = 0x0112
+_RGB = 3  # torchvision's ImageReadMode
 # Pillow warns about larger images, and refuses still larger ones: that is left to it.
 _MAX_PIXELS = 1 << 26
 
@@ -34,6 +40,29 @@ def plain_size(data: bytes) -> tuple[int, int] | None:
     try:
         return _walk(data)
     except (struct.error, IndexError):  # the file ends within a segment
+        return None
+
+
+@functools.cache
+def torchvision_decoder() -> Callable[[Tensor, int, bool], Tensor] | None:
+    """`decode_jpeg` of the installed torchvision; None if it has none.
+
+    It gives Pillow's pixels, as both use libjpeg-turbo, as a tensor, which saves a copy. Since torchvision 0.29 the
+    function around it is deprecated, and it will go.
+    """
+    import torchvision.io  # noqa: F401 - which registers it
+
+    decoder: Callable[[Tensor, int, bool], Tensor] | None = getattr(torch.ops.image, "decode_jpeg", None)
+    return decoder
+
+
+def decode_plain(data: bytes) -> Tensor | None:
+    """The pixels, uint8 [3, H, W], of a plain file; None of any other, of a damaged one, and without a decoder."""
+    if plain_size(data) is None or (decoder := torchvision_decoder()) is None:
+        return None
+    try:
+        return decoder(torch.frombuffer(bytearray(data), dtype=torch.uint8), _RGB, False)
+    except RuntimeError:
         return None
 
 

@@ -1,7 +1,7 @@
 """The torch back end for stored images: decoded when a batch needs them, in worker processes if wished.
 
-Images are tensors throughout: the way to Pillow's and back takes as long as resizing. Only changes of `auto_augment` go
-it, with what is left of an image by then.
+Images are tensors throughout, as turning a whole one into Pillow's form and back takes as long as resizing it. Changes
+of `auto_augment` are Pillow's: for them the resized image, which is small, is turned.
 """
 
 from __future__ import annotations

@@ -8,6 +8,7 @@ JPEG: ITU-T T.81, Annex B; EXIF orientation: CIPA DC-008 4.6.4.
 from __future__ import annotations
 
 import functools
+import importlib
 import re
 import struct
 from collections.abc import Callable
@@ -50,8 +51,7 @@ def torchvision_decoder() -> Callable[[Tensor, int, bool], Tensor] | None:
     It gives Pillow's pixels, as both use libjpeg-turbo, as a tensor, which saves a copy. Since torchvision 0.29 the
     function around it is deprecated, and it will go.
     """
-    import torchvision.io  # noqa: F401 - which registers it
-
+    importlib.import_module("torchvision.io")  # registers it
     decoder: Callable[[Tensor, int, bool], Tensor] | None = getattr(torch.ops.image, "decode_jpeg", None)
     return decoder
 

@@ -33,12 +33,13 @@ class Reader(NamedTuple):
     reason: str
 
 
-def reader(wanted: Backend, device_id: int | None = None) -> Reader:
+def reader(wanted: Backend, device_id: int | None = None, own_changes: bool = False) -> Reader:
     """Chooses a back end for image files.
 
     Args:
         wanted: `dali`, `torch`, or `auto` for DALI where it can be imported.
         device_id: number of the CUDA device on which `dali` is to decode; None for the CPU.
+        own_changes: whether `dali` carries out automatic augmentation itself, or Pillow.
 
     Raises:
         InputError: DALI is insisted on, and cannot be used.
@@ -59,7 +60,8 @@ def reader(wanted: Backend, device_id: int | None = None) -> Reader:
     found = f"dali: NVIDIA DALI {version} decodes the image files"
     if wanted == "dali":
         where = "" if device_id is None else f" on CUDA device {device_id}"
-        return Reader(partial(DaliSplit, device_id=device_id), f"{found}{where}, as data.backend says.")
+        split = partial(DaliSplit, device_id=device_id, own_changes=own_changes)
+        return Reader(split, f"{found}{where}, as data.backend says.")
     return Reader(_dali_or_torch, f"{found}; it can be imported, and data.backend is auto.")
 
 

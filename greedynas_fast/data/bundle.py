@@ -160,7 +160,7 @@ def _open_files(root: Path, config: DataConfig, shape: _Shape, seed: int, gpu: i
     if os.path.isdir(root / "val") and not os.path.isdir(root / "train"):
         raise InputError(f"data folder {root}: there is a val/ folder, but no train/ beside it.")
     in_shards = config.format == "shards" or (config.format == "auto" and shards.has_shards(root))
-    read_by = reader(config.backend, gpu if config.dali_device == "gpu" else None)
+    read_by = reader(config.backend, gpu if config.dali_device == "gpu" else None, config.dali_augment == "dali")
     stores = (shards if in_shards else folder).open_parts(root, bad_files)
     train = _checked(stores.train, config, bad_files)
     form = _file_format(config, shape)

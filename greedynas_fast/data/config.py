@@ -40,6 +40,9 @@ class DataConfig:
             sample, idx files) need neither, and refuse `dali`.
         dali_device: where DALI decodes: `gpu` is the GPU that the run is on, where the batches then stay. Note: `gpu`
             was never run on one yet.
+        dali_augment: who carries out `auto_augment` in the DALI back end: `pillow`, in threads on the CPU, for the
+            torch back end's pixels; or `dali`, where the images are, by operators of its own, which differ by some grey
+            values and take longer on a CPU.
     """
 
     root: str | None = None
@@ -55,6 +58,7 @@ class DataConfig:
     workers: int = 0
     backend: Literal["auto", "dali", "torch"] = "auto"
     dali_device: Literal["cpu", "gpu"] = "cpu"
+    dali_augment: Literal["pillow", "dali"] = "pillow"
 
     def __post_init__(self) -> None:
         _check_choice("format", self.format, ("auto", "sample", "idx", "folder", "shards"))
@@ -63,8 +67,11 @@ class DataConfig:
         _check_choice("on_bad_file", self.on_bad_file, ("refuse", "skip"))
         _check_choice("backend", self.backend, ("auto", "dali", "torch"))
         _check_choice("dali_device", self.dali_device, ("cpu", "gpu"))
+        _check_choice("dali_augment", self.dali_augment, ("pillow", "dali"))
         if self.dali_device == "gpu" and self.backend != "dali":
             raise InputError(f"data.dali_device: gpu needs data.backend dali, got {self.backend}.")
+        if self.dali_augment == "dali" and self.backend != "dali":
+            raise InputError(f"data.dali_augment: dali needs data.backend dali, got {self.backend}.")
         if self.validation_size is not None:
             _check_size("validation_size", self.validation_size)
         _check_size("test_size", self.test_size)

@@ -66,6 +66,26 @@ def test_decoding_on_a_gpu_needs_one(make_images: MakeImages) -> None:
         opened(make_images(), "dali", dali_device="gpu")
 
 
+def test_dalis_own_changes_need_dali(make_images: MakeImages) -> None:
+    with pytest.raises(InputError, match=r"^data\.dali_augment: dali needs data\.backend dali, got auto\.$"):
+        opened(make_images(), "auto", dali_augment="dali")
+    with pytest.raises(InputError, match=r"^data\.dali_augment: expected one of pillow, dali, got 'torch'\.$"):
+        opened(make_images(), "dali", dali_augment="torch")
+
+
+def test_who_changes_images(make_images: MakeImages) -> None:
+    pytest.importorskip("nvidia.dali")
+    root = make_images(suffix="jpg", size=(40, 30))
+    augment = Augment(crop="none", flip=False, auto_augment="randaugment")
+    batches = [
+        next(opened(root, "dali", **options).train.batches(4, start_step=0, num_steps=1, seed=0, augment=augment))
+        for options in ({}, {"dali_augment": "pillow"}, {"dali_augment": "dali"})
+    ]
+    assert torch.equal(batches[0][0], batches[1][0])
+    assert not torch.equal(batches[0][0], batches[2][0])
+    assert torch.equal(batches[0][1], batches[2][1])
+
+
 @pytest.mark.parametrize("backend", ["auto", "dali"])
 def test_with_dali(make_images: MakeImages, backend: str) -> None:
     pytest.importorskip("nvidia.dali")

@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from greedynas_fast.data import Augment
+from greedynas_fast.data import Augment, draws
 from greedynas_fast.data.dali import DaliSplit
 from greedynas_fast.data.dali.finish import Finisher
 from greedynas_fast.data.draws import Change
@@ -26,6 +26,7 @@ from greedynas_fast.data.files import ImageStore
 from greedynas_fast.data.folder import scan
 from greedynas_fast.data.folder_split import FolderFormat, FolderSplit
 from greedynas_fast.data.images import BadFiles
+from greedynas_fast.data.policies import draw_changes
 from greedynas_fast.errors import InputError
 
 pytest.importorskip("nvidia.dali", reason="needs NVIDIA DALI (extra dali-cu12 or dali-cu13)")
@@ -142,13 +143,31 @@ def test_changes_are_the_torch_back_ends(opened: Open, name: Any) -> None:
     assert (apart <= 1).float().mean() > 0.9
 
 
+@pytest.mark.parametrize("name", ["autoaugment", "randaugment", "trivialaugment", "autoaugment_cifar10"])
+@pytest.mark.parametrize("in_channels", [3, 1])
+def test_dalis_own_changes_are_near(opened: Open, name: Any, in_channels: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    def without_equalize(*of: Any) -> tuple[Change, ...]:  # which is another function
+        return tuple(change for change in draw_changes(*of) if change.name != "Equalize")
+
+    monkeypatch.setattr(draws, "draw_changes", without_equalize)
+    augment = Augment(crop="pad", auto_augment=name, random_erasing=0.5)
+    splits = [opened(DaliSplit, in_channels=in_channels, own_changes=own)[0] for own in (True, False)]
+    own, pillow = (grey_values(split, load(split, num=6, augment=augment)) for split in splits)
+    apart = (own - pillow).abs()
+    # The same operations with the same magnitudes; solarize and posterize blow a difference of 1 up.
+    assert apart.float().mean() < 2.5
+    assert (apart <= 2).float().mean() > 0.9
+    assert not torch.equal(own, pillow)
+
+
 @pytest.mark.parametrize("augment", AUGMENTS)
-def test_any_start_thread_and_rank_give_the_same(opened: Open, augment: Augment) -> None:
-    split, _ = opened(DaliSplit)
+@pytest.mark.parametrize("own", [False, True])
+def test_any_start_thread_and_rank_give_the_same(opened: Open, augment: Augment, own: bool) -> None:
+    split, _ = opened(DaliSplit, own_changes=own)
     whole = load(split, 13, 0, 6, augment)
     assert same(whole, load(split, 13, 0, 6, augment))
     assert same(whole[2:], load(split, 13, 2, 4, augment))
-    assert same(whole, load(opened(DaliSplit, workers=3)[0], 13, 0, 6, augment))
+    assert same(whole, load(opened(DaliSplit, workers=3, own_changes=own)[0], 13, 0, 6, augment))
     for num_ranks in (2, 5):
         ranks = [load(split, 13, 0, 6, augment, rank=rank, num_ranks=num_ranks) for rank in range(num_ranks)]
         joined = [tuple(map(torch.cat, zip(*parts, strict=True))) for parts in zip(*ranks, strict=True)]
@@ -201,11 +220,12 @@ def test_process_ends_in_the_middle(photographs: Path) -> None:
 import signal, os, sys
 import numpy as np, torch
 from pathlib import Path
-from greedynas_fast.data import Augment
+from greedynas_fast.data import Augment, draws
 from greedynas_fast.data.dali import DaliSplit
 from greedynas_fast.data.folder import scan
 from greedynas_fast.data.folder_split import FolderFormat
 from greedynas_fast.data.images import BadFiles
+from greedynas_fast.data.policies import draw_changes
 bad_files = BadFiles("skip", 9, [])
 store = scan(Path({str(photographs)!r}), bad_files)
 form = FolderFormat(32, 3, torch.zeros(3), torch.ones(3), 2)
@@ -282,8 +302,10 @@ def test_finishing_on_a_device_is_finishing_on_the_cpu() -> None:
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("augment", AUGMENTS)
-def test_gpu_is_the_cpu(opened: Open, augment: Augment) -> None:
-    (on_cpu, _), (on_gpu, _) = opened(DaliSplit), opened(DaliSplit, device_id=0, dtype=torch.bfloat16)
+@pytest.mark.parametrize("own", [False, True])
+def test_gpu_is_the_cpu(opened: Open, augment: Augment, own: bool) -> None:
+    on_cpu, _ = opened(DaliSplit, own_changes=own)
+    on_gpu, _ = opened(DaliSplit, own_changes=own, device_id=0, dtype=torch.bfloat16)
     a, b = load(on_cpu, augment=augment), load(on_gpu, augment=augment)
     assert same(b, load(on_gpu, augment=augment))
     for (images, labels), (images_gpu, labels_gpu) in zip(a, b, strict=True):
@@ -303,11 +325,11 @@ def fragile(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
     hated: list[bytes] = []
     put, take = Pipeline.put, Pipeline.take
 
-    def failing_put(self: Any, encoded: Any, regions: Any) -> None:
+    def failing_put(self: Any, encoded: Any, *others: Any) -> None:
         if getattr(self, "dead", False):
             raise RuntimeError("Current pipeline object is no longer valid.")
         self.queue = [*getattr(self, "queue", []), any(data in hated for data in encoded)]
-        put(self, encoded, regions)
+        put(self, encoded, *others)
 
     def failing_take(self: Any) -> Tensor:
         if self.queue.pop(0):
@@ -321,8 +343,9 @@ def fragile(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
 
 
 @pytest.mark.parametrize("augment", AUGMENTS)
-def test_a_file_that_dali_cannot_decode(opened: Open, fragile: list[bytes], augment: Augment) -> None:
-    split, notices = opened(DaliSplit)
+@pytest.mark.parametrize("own", [False, True])
+def test_a_file_that_dali_cannot_decode(opened: Open, fragile: list[bytes], augment: Augment, own: bool) -> None:
+    split, notices = opened(DaliSplit, own_changes=own)
     whole = load(split, 5, 0, 14, augment)
     names = [split._store.name(index) for index in (5, 20)]
     fragile.extend(Path(name).read_bytes() for name in names)

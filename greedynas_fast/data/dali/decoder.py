@@ -94,7 +94,8 @@ class Decoder:
         return self._pipeline.take()
 
     def _put(self, batch: Batch) -> None:
-        self._pipeline.put([row.encoded for row in batch.rows], [row.region for row in batch.rows])
+        rows = batch.rows
+        self._pipeline.put([r.encoded for r in rows], [r.region for r in rows], [r.changes for r in rows])
 
     def _restart(self) -> None:
         self._pipeline.close()

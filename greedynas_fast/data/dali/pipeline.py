@@ -1,4 +1,4 @@
-"""The DALI graph: decode a region, resize it, pad it. It draws nothing and keeps no state between batches."""
+"""The DALI graph: decode a region, resize, pad and change it. It draws nothing and keeps no state between batches."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ import torch
 from torch import Tensor
 from torch.utils.dlpack import from_dlpack
 
+from greedynas_fast.data.dali import operators
 from greedynas_fast.data.dali.geometry import Region
+from greedynas_fast.data.policies import Change
 from greedynas_fast.errors import InputError
 
 # Batches that DALI works on at a time: while one is taken out, the next is being decoded.
@@ -37,6 +39,7 @@ class PipelineForm(NamedTuple):
         resolution: height and width of the result.
         in_channels: 1 or 3.
         padded: whether results may show more than there is, which is black.
+        changed: whether DALI carries out the changes of automatic augmentation.
         num_threads: decoding threads.
         device_id: number of the CUDA device; None for the CPU.
     """
@@ -45,6 +48,7 @@ class PipelineForm(NamedTuple):
     resolution: int
     in_channels: int
     padded: bool
+    changed: bool
     num_threads: int
     device_id: int | None
 
@@ -86,7 +90,7 @@ class Pipeline:
             self._pipe = _built(form)
             # DALI begins with DEPTH batches at once; afterwards they can be put in one by one.
             for _ in range(DEPTH):
-                self._feed([ONE_PIXEL], [ONE_REGION])
+                self._feed([ONE_PIXEL], [ONE_REGION], [()])
             self._pipe.schedule_run()
             for _ in range(DEPTH):
                 self._pipe.share_outputs()
@@ -95,13 +99,18 @@ class Pipeline:
             where = "the CPU" if form.device_id is None else f"CUDA device {form.device_id}"
             raise InputError(f"DALI cannot start on {where}: {reason(error)}.") from error
 
-    def put(self, encoded: Sequence[bytes], regions: Sequence[Region]) -> None:
+    def put(self, encoded: Sequence[bytes], regions: Sequence[Region], changes: Sequence[tuple[Change, ...]]) -> None:
         """Starts the work on a batch; at most `DEPTH` may be under way. The bytes must stay alive until `take`.
+
+        Args:
+            encoded: the files.
+            regions: what is shown of each.
+            changes: of each image; nothing is done with them where the form does not say `changed`.
 
         Raises:
             RuntimeError: DALI failed; this pipeline is of no more use.
         """
-        self._feed(encoded, regions)
+        self._feed(encoded, regions, changes)
         self._pipe.schedule_run()
 
     def take(self) -> Tensor:
@@ -123,11 +132,14 @@ class Pipeline:
         """Ends the work and the threads; whatever is under way is lost."""
         self._pipe = None
 
-    def _feed(self, encoded: Sequence[bytes], regions: Sequence[Region]) -> None:
+    def _feed(self, encoded: Sequence[bytes], regions: Sequence[Region], changes: Sequence[tuple[Change, ...]]) -> None:
         self._pipe.feed_input("encoded", [np.frombuffer(data, dtype=np.uint8) for data in encoded])
         for (name, kind), values in zip(_NUMBERS.items(), zip(*regions, strict=True), strict=True):
             if name != "window" or self._form.padded:
                 self._pipe.feed_input(name, np.array(values, dtype=kind))
+        if self._form.changed:
+            for name, numbers in operators.numbers(changes, self._form.resolution, self._form.in_channels).items():
+                self._pipe.feed_input(name, numbers)
 
 
 def as_pixmap(pixels: npt.NDArray[np.uint8]) -> bytes:
@@ -137,56 +149,66 @@ def as_pixmap(pixels: npt.NDArray[np.uint8]) -> bytes:
 
 
 def _built(form: PipelineForm) -> Any:
-    from nvidia.dali import Pipeline as Graph
-    from nvidia.dali import fn, types
+    from nvidia.dali import pipeline_def
 
-    size = form.resolution
-    graph = Graph(
+    # Conditional execution rewrites the functions that define a graph, so it is on only where it is used.
+    defined = pipeline_def(
+        _graph,
         batch_size=form.max_batch_size,
         num_threads=form.num_threads,
         device_id=form.device_id,
         prefetch_queue_depth=DEPTH,
+        enable_conditionals=form.changed,
     )
-    with graph:
-        # Only the decoder is placed: what follows works where its input lies.
-        encoded = fn.external_source(name="encoded", dtype=types.UINT8, ndim=1, no_copy=True)
-        numbers = {
-            name: fn.external_source(name=name, dtype=types.FLOAT if kind is np.float32 else types.INT32, ndim=1)
-            for name, kind in _NUMBERS.items()
-            if name != "window" or form.padded
-        }
-        pixels = fn.decoders.image_slice(
-            encoded,
-            device="cpu" if form.device_id is None else "mixed",
-            start=numbers["start"],
-            shape=numbers["shape"],
-            axes=[0, 1],
-            output_type=types.RGB,
-            adjust_orientation=False,
-            jpeg_fancy_upsampling=True,  # as Pillow
-        )
-        pixels = fn.resize(
-            pixels,
-            size=[size, size],
-            roi_start=numbers["show_from"],
-            roi_end=numbers["show_to"],
-            interp_type=types.INTERP_LINEAR,
-            antialias=True,
-        )
-        if form.padded:
-            pixels = fn.slice(
-                pixels,
-                start=numbers["window"],
-                shape=[size, size],
-                axes=[0, 1],
-                out_of_bounds_policy="pad",
-                fill_values=[0],
-            )
-        if form.in_channels == 1:
-            pixels = fn.color_space_conversion(pixels, image_type=types.RGB, output_type=types.GRAY)
-        graph.set_outputs(pixels)
+    graph = defined(form)
     graph.build()
     return graph
+
+
+def _graph(form: PipelineForm) -> Any:
+    from nvidia.dali import fn, types
+
+    size = form.resolution
+    # Only the decoder is placed: what follows works where its input lies.
+    encoded = fn.external_source(name="encoded", dtype=types.UINT8, ndim=1, no_copy=True)
+    numbers = {
+        name: fn.external_source(name=name, dtype=types.FLOAT if kind is np.float32 else types.INT32, ndim=1)
+        for name, kind in _NUMBERS.items()
+        if name != "window" or form.padded
+    }
+    pixels = fn.decoders.image_slice(
+        encoded,
+        device="cpu" if form.device_id is None else "mixed",
+        start=numbers["start"],
+        shape=numbers["shape"],
+        axes=[0, 1],
+        output_type=types.RGB,
+        adjust_orientation=False,
+        jpeg_fancy_upsampling=True,  # as Pillow
+    )
+    pixels = fn.resize(
+        pixels,
+        size=[size, size],
+        roi_start=numbers["show_from"],
+        roi_end=numbers["show_to"],
+        interp_type=types.INTERP_LINEAR,
+        antialias=True,
+    )
+    if form.padded:
+        pixels = fn.slice(
+            pixels,
+            start=numbers["window"],
+            shape=[size, size],
+            axes=[0, 1],
+            out_of_bounds_policy="pad",
+            fill_values=[0],
+        )
+    if form.in_channels == 1:
+        pixels = fn.color_space_conversion(pixels, image_type=types.RGB, output_type=types.GRAY)
+    if form.changed:
+        for change in operators.declare():
+            pixels = operators.carry_out(pixels, change, form.in_channels, form.device_id is not None)
+    return pixels
 
 
 def reason(error: RuntimeError) -> str:

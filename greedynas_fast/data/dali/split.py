@@ -41,11 +41,12 @@ class DaliSplit(Split):
     two directions of resizing, DALI does not), and by a few in the outermost rows and columns of a cut-out (where
     DALI's filter repeats the border, and torch's ends).
 
-    The changes of `auto_augment` are Pillow's, in threads. DALI's own take twice as long on a CPU (1.5 ms an image
-    against 0.7 for the ImageNet policy), and are other functions (equalize, the borders of sharpness).
+    The changes of `auto_augment` are Pillow's, in threads, or with `own_changes` DALI's, which are other functions
+    (see `operators`) and take longer on a CPU: 127 images/s against 183 with the ImageNet policy. What is changed, and
+    how much, is the same.
 
     With `device_id`, decoding and resizing is placed on that CUDA device, and normalisation too; only images that
-    `auto_augment` changes go over the CPU. That was never run on a GPU yet.
+    Pillow changes go over the CPU. That was never run on a GPU yet.
     """
 
     def __init__(
@@ -57,6 +58,7 @@ class DaliSplit(Split):
         *,
         device_id: int | None = None,
         dtype: torch.dtype = torch.float32,
+        own_changes: bool = False,
     ) -> None:
         """Takes the images at `indices`.
 
@@ -67,6 +69,7 @@ class DaliSplit(Split):
             bad_files: is told about files that turn out bad when decoded.
             device_id: number of the CUDA device that decodes, and holds the batches; None for the CPU.
             dtype: of the images on the device, e.g. bfloat16; on the CPU they are float32.
+            own_changes: whether DALI carries out the changes of `auto_augment`, or Pillow.
 
         Raises:
             InputError: DALI is not installed, or another dtype is wanted on the CPU.
@@ -76,7 +79,7 @@ class DaliSplit(Split):
         if device_id is None and dtype != torch.float32:
             raise InputError(f"dtype: expected torch.float32 on the CPU, got {dtype}.")
         self._store, self._indices, self._form, self._bad_files = store, indices, form, bad_files
-        self._device_id, self._dtype = device_id, dtype
+        self._device_id, self._dtype, self._own_changes = device_id, dtype, own_changes
 
     def names(self) -> list[str]:
         """The file of each image below the data folder."""
@@ -95,7 +98,15 @@ class DaliSplit(Split):
         return self if self._device_id is None else self._copy(self._indices, self._form, dtype)
 
     def _copy(self, indices: Positions, form: FolderFormat, dtype: torch.dtype) -> DaliSplit:
-        return DaliSplit(self._store, indices, form, self._bad_files, device_id=self._device_id, dtype=dtype)
+        return DaliSplit(
+            self._store,
+            indices,
+            form,
+            self._bad_files,
+            device_id=self._device_id,
+            dtype=dtype,
+            own_changes=self._own_changes,
+        )
 
     def _load(self, jobs: Iterator[Job]) -> Iterator[tuple[Tensor, Tensor]]:
         first = next(jobs, None)
@@ -148,8 +159,15 @@ class DaliSplit(Split):
         num_threads = max(1, self._form.workers)
         preparer = Preparer(self._store, self._indices, self._form.resolution)
         padded = first.augment is not None and first.augment.crop == "pad" and first.augment.pad > 0
+        own_changes = self._own_changes and first.augment is not None and first.augment.auto_augment is not None
         form = PipelineForm(
-            len(first.mine), self._form.resolution, self._form.in_channels, padded, num_threads, self._device_id
+            len(first.mine),
+            self._form.resolution,
+            self._form.in_channels,
+            padded,
+            own_changes,
+            num_threads,
+            self._device_id,
         )
         finisher = Finisher(self._form.mean, self._form.std, self._device_id is not None, self._dtype)
         with (
@@ -170,7 +188,7 @@ class DaliSplit(Split):
                     return
                 with torch.cuda.stream(stream):
                     batch, pixels = decoder.take()
-                    changes = [row.changes for row in batch.rows]
+                    changes = [() if own_changes else row.changes for row in batch.rows]
                     images = finisher.finish(pixels, changes, self._boxes(batch.job), threads)
                 if stream is not None:
                     stream.synchronize()

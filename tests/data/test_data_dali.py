@@ -220,12 +220,11 @@ def test_process_ends_in_the_middle(photographs: Path) -> None:
 import signal, os, sys
 import numpy as np, torch
 from pathlib import Path
-from greedynas_fast.data import Augment, draws
+from greedynas_fast.data import Augment
 from greedynas_fast.data.dali import DaliSplit
 from greedynas_fast.data.folder import scan
 from greedynas_fast.data.folder_split import FolderFormat
 from greedynas_fast.data.images import BadFiles
-from greedynas_fast.data.policies import draw_changes
 bad_files = BadFiles("skip", 9, [])
 store = scan(Path({str(photographs)!r}), bad_files)
 form = FolderFormat(32, 3, torch.zeros(3), torch.ones(3), 2)

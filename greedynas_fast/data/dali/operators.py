@@ -69,12 +69,9 @@ _INPUTS = {
 _NO_CHANGE = Change("Identity", 0.0)
 
 
-def operation(change: Change, resolution: int, in_channels: int) -> Operation:
+def operation(change: Change, resolution: int) -> Operation:
     """The numbers of a change of an image of `resolution` x `resolution` pixels; none that is known: no operation."""
     name, magnitude = change
-    kind = _KINDS.get(name, _NOTHING)
-    if name == "Color" and in_channels == 1:
-        kind = _NOTHING
     threshold, mask = 256, 255
     if name == "Posterize":
         mask = 255 & -(1 << (8 - int(magnitude)))
@@ -84,17 +81,15 @@ def operation(change: Change, resolution: int, in_channels: int) -> Operation:
         threshold = 0
     factor = 1 + magnitude
     kernel = (1 - factor) * _SMOOTH + factor * _SAME
-    return Operation(kind, _matrix(name, magnitude, resolution), factor, kernel, threshold, mask)
+    return Operation(_KINDS.get(name, _NOTHING), _matrix(name, magnitude, resolution), factor, kernel, threshold, mask)
 
 
-def numbers(
-    images: Iterable[Sequence[Change]], resolution: int, in_channels: int
-) -> dict[str, npt.NDArray[np.generic]]:
+def numbers(images: Iterable[Sequence[Change]], resolution: int) -> dict[str, npt.NDArray[np.generic]]:
     """What the inputs of `declare` get, for the changes of each image of a batch."""
     padded = [[*changes, *([_NO_CHANGE] * (MOST_CHANGES - len(changes)))] for changes in images]
     found: dict[str, npt.NDArray[np.generic]] = {}
     for place, changes in enumerate(zip(*padded, strict=True)):
-        columns = zip(*(operation(change, resolution, in_channels) for change in changes), strict=True)
+        columns = zip(*(operation(change, resolution) for change in changes), strict=True)
         for (name, (kind, _)), values in zip(_INPUTS.items(), columns, strict=True):
             found[f"{name}_{place}"] = np.array(values, dtype=kind)
     return found
@@ -191,6 +186,7 @@ def _brightened(pixels: Any, factor: Any) -> Any:
 def _coloured(pixels: Any, factor: Any, in_channels: int) -> Any:
     from nvidia.dali import fn
 
+    # There is no colour to add to grey.
     return pixels if in_channels == 1 else fn.saturation(pixels, saturation=factor)
 
 

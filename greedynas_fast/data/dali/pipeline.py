@@ -138,7 +138,7 @@ class Pipeline:
             if name != "window" or self._form.padded:
                 self._pipe.feed_input(name, np.array(values, dtype=kind))
         if self._form.changed:
-            for name, numbers in operators.numbers(changes, self._form.resolution, self._form.in_channels).items():
+            for name, numbers in operators.numbers(changes, self._form.resolution).items():
                 self._pipe.feed_input(name, numbers)
 
 

@@ -42,8 +42,7 @@ class DaliSplit(Split):
     DALI's filter repeats the border, and torch's ends).
 
     The changes of `auto_augment` are Pillow's, in threads, or with `own_changes` DALI's, which are other functions
-    (see `operators`) and take longer on a CPU: 127 images/s against 183 with the ImageNet policy. What is changed, and
-    how much, is the same.
+    (see `operators`) and take longer on a CPU. What is changed, and how much, is the same.
 
     With `device_id`, decoding and resizing is placed on that CUDA device, and normalisation too; only images that
     Pillow changes go over the CPU. That was never run on a GPU yet.

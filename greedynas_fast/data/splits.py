@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -163,6 +163,20 @@ class Split(ABC):
     def in_dtype(self, dtype: torch.dtype) -> Split:
         """The same part; batches that are made on a GPU have this dtype, all others stay float32."""
         return self
+
+    def state_dict(self, step: int) -> dict[str, Any]:
+        """What a back end takes up again when it goes on with the batch of `step`; plain values, for a checkpoint.
+
+        Batches depend on (seed, step) alone, so they are the same without it.
+
+        Args:
+            step: of the batches that were made last, or the one after them.
+        """
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Takes what `state_dict` of this back end or of another one gave, for `batches` that begin at its step."""
+        del state  # here, (seed, step) says all
 
     @abstractmethod
     def names(self) -> list[str]:

@@ -65,7 +65,7 @@ class _Retraining:
         self.context, self.architecture = context, architecture
         self.config = config = context.config.retrain
         self.data = context.data_at(architecture.resolution)
-        self.images = self.data.full_train
+        self.images = self.data.full_train.in_dtype(image_dtype(config.precision))
         self.steps_per_epoch = len(self.images) // config.batch_size
         world = context.world
         if config.batch_size < world.size:
@@ -110,11 +110,12 @@ class _Retraining:
             self.selection.load_state_dict(state["selection"])
         self.step, self.last = state["step"], state["last"]
         self.window.load_state_dict(state["window"])
+        self.images.load_state_dict(state.get("data", {}))  # checkpoints from before have none
 
     def run(self) -> None:
         """Train to the end."""
         context, start = self.context, self.step
-        batches = self.images.in_dtype(image_dtype(self.config.precision)).batches(
+        batches = self.images.batches(
             self.config.batch_size,
             start_step=start,
             num_steps=self.total - start,
@@ -287,6 +288,7 @@ class _Retraining:
             "step": self.step,
             "last": self.last,
             "window": self.window.state_dict(),
+            "data": self.images.state_dict(self.step),
             "recipe": self.recipe.state_dict(),
             "selection": self.selection.state_dict(),
         }

@@ -197,6 +197,7 @@ class _Training:
     def __init__(self, context: StageContext, algorithm: Algorithm1, batch_seed: int) -> None:
         self.context, self.algorithm, self.batch_seed = context, algorithm, batch_seed
         self.config = context.config.train
+        self.images = context.data.train.in_dtype(image_dtype(self.config.precision))
         self.store = CheckpointStore(context.run.checkpoints(STAGE))
         self.window, self.waiting = Window(), Waiting()
         self.failure: Exception | None = None
@@ -207,6 +208,7 @@ class _Training:
         algorithm, run = self.algorithm, self.context.run
         if state is not None:
             self.window.load_state_dict(state["window"])
+            self.images.load_state_dict(state.get("data", {}))  # checkpoints from before have none
         total, start = algorithm.schedule.total_steps, algorithm.step
         with (
             self.context.metrics() as metrics,
@@ -254,7 +256,7 @@ class _Training:
         """Steps up to the next filter update or the end; True if a signal or a batch's failure asks to stop before."""
         algorithm = self.algorithm
         count = algorithm.schedule.next_update(algorithm.step) - algorithm.step
-        batches = self.context.data.train.in_dtype(image_dtype(self.config.precision)).batches(
+        batches = self.images.batches(
             self.config.batch_size,
             start_step=algorithm.step,
             num_steps=count,
@@ -347,7 +349,9 @@ class _Training:
             return
         metrics.sync()
         path_log.sync()
-        self.store.save_soon(self.algorithm.step, {**self.algorithm.state_dict(), "window": self.window.state_dict()})
+        step = self.algorithm.step
+        loop = {"window": self.window.state_dict(), "data": self.images.state_dict(step)}
+        self.store.save_soon(step, {**self.algorithm.state_dict(), **loop})
 
     def _say_notices(self, metrics: MetricsLog, path_log: LineLog, progress: Progress) -> None:
         try:

@@ -28,6 +28,7 @@ from greedynas_fast.data.folder_split import FolderFormat, FolderSplit
 from greedynas_fast.data.images import BadFiles
 from greedynas_fast.data.policies import draw_changes
 from greedynas_fast.errors import InputError
+from greedynas_fast.runtime import CheckpointStore
 
 pytest.importorskip("nvidia.dali", reason="needs NVIDIA DALI (extra dali-cu12 or dali-cu13)")
 # DALI's modules use what newer Pythons deprecate.
@@ -173,6 +174,64 @@ def test_any_start_thread_and_rank_give_the_same(opened: Open, augment: Augment,
         joined = [tuple(map(torch.cat, zip(*parts, strict=True))) for parts in zip(*ranks, strict=True)]
         assert same(whole, joined)
     assert not same(whole[:3], whole[3:])
+
+
+@pytest.mark.parametrize("augment", AUGMENTS)
+@pytest.mark.parametrize("own", [False, True])
+def test_goes_on_from_dalis_checkpoint(opened: Open, augment: Augment, own: bool, tmp_path: Path) -> None:
+    split, _ = opened(DaliSplit, own_changes=own)
+    assert split.state_dict(0) == {}
+    whole = load(split, 5, 0, 9, augment)
+    list(split.sequential(5))  # is no training
+    assert [split.state_dict(step)["iteration"] for step in (7, 8, 9)] == [9, 10, 11]  # DALI's first two are no images
+    assert split.state_dict(10) == {}
+    store = CheckpointStore(tmp_path)
+    store.save(4, {"data": interrupted(split, augment)})
+    _, saved = store.load_latest() or (0, {})
+    state = saved["data"]
+    assert (state["step"], state["iteration"]) == (4, 6)
+    for options in ({}, {"workers": 2}):
+        other, notices = opened(DaliSplit, own_changes=own, **options)
+        other.load_state_dict(state)
+        assert other.state_dict(4) == state
+        ranks = [load(other, 5, 4, 5, augment, rank=rank, num_ranks=2) for rank in range(2)]
+        assert same(whole[4:], [tuple(map(torch.cat, zip(*parts, strict=True))) for parts in zip(*ranks, strict=True)])
+        assert same(whole[4:], load(other, 5, 4, 5, augment))
+        assert other.state_dict(9)["iteration"] == 6 + 2 + 5
+        assert same(whole[:3], load(other, 5, 0, 3, augment))  # from the beginning, as it is no batch of step 4
+        assert other.state_dict(3)["iteration"] == 2 + 3
+        assert notices == []
+
+
+def interrupted(split: Any, augment: Augment) -> dict[str, Any]:
+    """The state before step 4 of a training that has asked for the batch of step 4 already."""
+    for step, _ in enumerate(split.batches(5, start_step=0, num_steps=9, seed=3, augment=augment)):
+        if step == 4:
+            break
+    state: dict[str, Any] = split.state_dict(4)
+    return state
+
+
+@pytest.mark.parametrize(
+    ("augment", "change", "reason"),
+    [
+        (Augment(crop="pad", pad=4), {}, "recognize"),
+        (EVERYTHING, {"checkpoint": b"none"}, "deserialize"),
+        (EVERYTHING, {"iteration": 1}, "it began with its batch 6, not with 1"),
+    ],
+)
+def test_a_checkpoint_that_dali_does_not_take_up(
+    opened: Open, augment: Augment, change: dict[str, Any], reason: str
+) -> None:
+    split, _ = opened(DaliSplit)
+    whole = load(split, 5, 0, 9)
+    state = {**interrupted(split, augment), **change}
+    other, notices = opened(DaliSplit)
+    other.load_state_dict(state)
+    assert same(whole[4:], load(other, 5, 4, 5))
+    (notice,) = notices
+    assert notice.startswith("DALI does not go on from its checkpoint: ")
+    assert reason in notice
 
 
 def test_parts(opened: Open) -> None:

@@ -84,6 +84,38 @@ def test_a_file_that_vanishes(
     assert rows(RUN / "metrics.jsonl") == rows(Path("undisturbed") / "metrics.jsonl")
 
 
+@pytest.mark.parametrize(("stage", "owner", "name"), [("train", Algorithm1, "train_step"), ("retrain", Recipe, "step")])
+def test_goes_on_from_dalis_checkpoint(
+    config: Path, images: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch, stage: str, owner: type, name: str
+) -> None:
+    pytest.importorskip("nvidia.dali", reason="DALI is not installed")
+    calls, once = 0, getattr(owner, name)
+
+    def failing(*args: Any, **kwargs: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == 7:
+            raise ZeroDivisionError
+        return once(*args, **kwargs)
+
+    every = ("--data-backend", "dali", f"--{stage}.checkpoint_every_steps", "5")
+    succeed(capsys, *words(stage, config, Path("undisturbed")), *every)
+    with monkeypatch.context() as patch:
+        patch.setattr(owner, name, failing)
+        with pytest.raises(ZeroDivisionError):
+            main([str(word) for word in (*words(stage, config, RUN), *every)])
+    saved = newest(RUN, stage)
+    assert saved["step"] == saved["data"]["step"] == 5
+    capsys.readouterr()
+    assert main([str(word) for word in (*words(stage, config, RUN), *every, "--json")]) == 0
+    assert "does not go on" not in capsys.readouterr().err
+    resumed, undisturbed = newest(RUN, stage), newest(Path("undisturbed"), stage)
+    # DALI counts on from where it was: the batches of the training, and two without images at each start.
+    assert resumed.pop("data")["iteration"] == undisturbed.pop("data")["iteration"] + 2
+    assert differences(plain(resumed), plain(undisturbed)) == []
+    assert rows(RUN / "metrics.jsonl") == rows(Path("undisturbed") / "metrics.jsonl")
+
+
 def test_files_that_vanish_and_are_skipped(
     config: Path, images: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
 ) -> None:

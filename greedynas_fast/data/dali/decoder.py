@@ -6,8 +6,10 @@ from collections import deque
 
 from torch import Tensor
 
-from greedynas_fast.data.dali.pipeline import DEPTH, Pipeline, PipelineForm, reason
+from greedynas_fast.data.dali.pipeline import DEPTH, Pipeline, PipelineForm, PipelineState, reason
 from greedynas_fast.data.dali.prepare import Batch, Preparer
+
+_THE_SAME = "Batches are the same, since they depend on the seed and the step alone."
 
 
 class Decoder:
@@ -16,19 +18,23 @@ class Decoder:
     A batch is the same whether or not another file in it, or before it, broke the pipeline.
     """
 
-    def __init__(self, form: PipelineForm, preparer: Preparer) -> None:
+    def __init__(self, form: PipelineForm, preparer: Preparer, state: PipelineState | None) -> None:
         """Starts the pipeline.
 
         Args:
             form: of the pipeline.
             preparer: prepares rows again that DALI cannot decode.
+            state: of the pipeline, to go on from; None to begin.
 
         Raises:
             InputError: DALI is missing, or cannot use the device.
         """
         self._form, self._preparer = form, preparer
         self._under_way: deque[Batch] = deque()
-        self._pipeline = Pipeline(form)
+        self._pipeline = Pipeline(form, state)
+        self._notices: list[str] = []  # for the next batch
+        if self._pipeline.refusal is not None:
+            self._notices.append(f"DALI does not go on from its checkpoint: {self._pipeline.refusal}. {_THE_SAME}")
         self._broken = False
 
     @property
@@ -44,6 +50,8 @@ class Decoder:
     def put(self, batch: Batch) -> None:
         """Starts the work on a batch."""
         self._under_way.append(batch)
+        batch.notices += self._notices
+        self._notices.clear()
         if not self._broken:
             try:
                 self._put(batch)
@@ -68,6 +76,11 @@ class Decoder:
         for later in waiting:
             self.put(later)
         return batch, pixels
+
+    @property
+    def state(self) -> PipelineState:
+        """Of the pipeline, after the batch that was taken last."""
+        return self._pipeline.state
 
     def close(self) -> None:
         """Ends the threads; batches under way are lost."""

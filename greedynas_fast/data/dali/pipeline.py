@@ -1,7 +1,8 @@
-"""The DALI graph: decode a region, resize, pad and change it. It draws nothing and keeps no state between batches."""
+"""The DALI graph: decode a region, resize, pad and change it. It draws nothing; its only state is how far it is."""
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -53,6 +54,18 @@ class PipelineForm(NamedTuple):
     device_id: int | None
 
 
+class PipelineState(NamedTuple):
+    """How far a pipeline is.
+
+    Attributes:
+        iteration: DALI's number of the batch that it gives out next.
+        checkpoint: DALI's own, from which a pipeline of the same graph goes on with that number.
+    """
+
+    iteration: int
+    checkpoint: bytes
+
+
 def require() -> str:
     """Imports DALI, to find out whether it is there.
 
@@ -76,18 +89,27 @@ class Pipeline:
     """Encoded images and regions in, pixels out, in the same order.
 
     Building one takes some milliseconds; its threads end with `close`.
+
+    Attributes:
+        state: how far it is, after the batch that was taken last.
+        refusal: why DALI began anew and did not go on from the state that it was given; None if it did.
     """
 
-    def __init__(self, form: PipelineForm) -> None:
+    def __init__(self, form: PipelineForm, state: PipelineState | None = None) -> None:
         """Builds the graph and starts its threads.
+
+        Args:
+            form: what the graph is built for.
+            state: to go on from; None to begin.
 
         Raises:
             InputError: DALI is missing, or cannot use the device.
         """
         require()
-        self._form = form
+        self._form, self._encoded = form, _Encoded()
+        self.refusal: str | None = None
         try:
-            self._pipe = _built(form)
+            self._pipe = self._built(state)
             # DALI begins with DEPTH batches at once; afterwards they can be put in one by one.
             for _ in range(DEPTH):
                 self._feed([ONE_PIXEL], [ONE_REGION], [()])
@@ -95,6 +117,10 @@ class Pipeline:
             for _ in range(DEPTH):
                 self._pipe.share_outputs()
                 self._pipe.release_outputs()
+            began = self._encoded.first
+            self.state = PipelineState(began + DEPTH, self._pipe.checkpoint())
+            if state is not None and self.refusal is None and began != state.iteration:
+                self.refusal = f"it began with its batch {began}, not with {state.iteration}"
         except RuntimeError as error:
             where = "the CPU" if form.device_id is None else f"CUDA device {form.device_id}"
             raise InputError(f"DALI cannot start on {where}: {reason(error)}.") from error
@@ -126,14 +152,23 @@ class Pipeline:
             pixels = from_dlpack(output.as_tensor()).clone()
             torch.cuda.current_stream(self._form.device_id).synchronize()  # DALI may now use the memory again
         self._pipe.release_outputs()
+        self.state = PipelineState(self.state.iteration + 1, self._pipe.checkpoint())  # 50 us
         return pixels
 
     def close(self) -> None:
         """Ends the work and the threads; whatever is under way is lost."""
         self._pipe = None
 
+    def _built(self, state: PipelineState | None) -> Any:
+        if state is not None:
+            try:
+                return _build(self._form, self._encoded, state.checkpoint)
+            except (RuntimeError, ValueError) as error:  # of another graph, or of another version of DALI
+                self.refusal = reason(error)
+        return _build(self._form, self._encoded, None)
+
     def _feed(self, encoded: Sequence[bytes], regions: Sequence[Region], changes: Sequence[tuple[Change, ...]]) -> None:
-        self._pipe.feed_input("encoded", [np.frombuffer(data, dtype=np.uint8) for data in encoded])
+        self._encoded.batches.append([np.frombuffer(data, dtype=np.uint8) for data in encoded])
         for (name, kind), values in zip(_NUMBERS.items(), zip(*regions, strict=True), strict=True):
             if name != "window" or self._form.padded:
                 self._pipe.feed_input(name, np.array(values, dtype=kind))
@@ -148,7 +183,23 @@ def as_pixmap(pixels: npt.NDArray[np.uint8]) -> bytes:
     return b"P6 %d %d 255\n" % (width, height) + pixels.tobytes()
 
 
-def _built(form: PipelineForm) -> Any:
+class _Encoded:
+    """The encoded images, for DALI to ask for a batch by its number; they are handed out in the order of `batches`.
+
+    An input that is fed by hand would do as well, but DALI restores the number for those alone that it asks.
+    """
+
+    def __init__(self) -> None:
+        self.batches: deque[list[npt.NDArray[np.uint8]]] = deque()
+        self.first = -1  # the first number; -1 before DALI has asked
+
+    def __call__(self, iteration: int) -> list[npt.NDArray[np.uint8]]:
+        if self.first < 0:
+            self.first = iteration
+        return self.batches.popleft()
+
+
+def _build(form: PipelineForm, encoded: _Encoded, checkpoint: bytes | None) -> Any:
     from nvidia.dali import pipeline_def
 
     # Conditional execution rewrites the functions that define a graph, so it is on only where it is used.
@@ -159,18 +210,20 @@ def _built(form: PipelineForm) -> Any:
         device_id=form.device_id,
         prefetch_queue_depth=DEPTH,
         enable_conditionals=form.changed,
+        enable_checkpointing=True,
+        checkpoint=checkpoint,
     )
-    graph = defined(form)
+    graph = defined(form, encoded)
     graph.build()
     return graph
 
 
-def _graph(form: PipelineForm) -> Any:
+def _graph(form: PipelineForm, source: _Encoded) -> Any:
     from nvidia.dali import fn, types
 
     size = form.resolution
     # Only the decoder is placed: what follows works where its input lies.
-    encoded = fn.external_source(name="encoded", dtype=types.UINT8, ndim=1, no_copy=True)
+    encoded = fn.external_source(name="encoded", source=source, dtype=types.UINT8, ndim=1, no_copy=True)
     numbers = {
         name: fn.external_source(name=name, dtype=types.FLOAT if kind is np.float32 else types.INT32, ndim=1)
         for name, kind in _NUMBERS.items()
@@ -211,7 +264,7 @@ def _graph(form: PipelineForm) -> Any:
     return pixels
 
 
-def reason(error: RuntimeError) -> str:
+def reason(error: Exception) -> str:
     """The sentence in a message of DALI that says what happened."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     # An operator's error is wrapped into several lines about where it stands in the graph.

@@ -8,7 +8,7 @@ from collections.abc import Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from itertools import chain
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from greedynas_fast.data.dali.decoder import Decoder
 from greedynas_fast.data.dali.finish import Finisher
-from greedynas_fast.data.dali.pipeline import PipelineForm, require
+from greedynas_fast.data.dali.pipeline import PipelineForm, PipelineState, require
 from greedynas_fast.data.dali.prepare import Batch, Preparer, Row
 from greedynas_fast.data.draws import draw_erasing
 from greedynas_fast.data.files import ImageStore
@@ -29,6 +29,8 @@ from greedynas_fast.errors import InputError
 # Batches that are being read, and finished ones that wait, beside those in the pipeline.
 _READ_AHEAD = 2
 _FINISHED_AHEAD = 2
+# States of the pipeline that are kept: more than a training asks for batches ahead of its step.
+_STATES = 8
 # Images that one thread reads at a time.
 _CHUNK = 8
 
@@ -79,6 +81,9 @@ class DaliSplit(Split):
             raise InputError(f"dtype: expected torch.float32 on the CPU, got {dtype}.")
         self._store, self._indices, self._form, self._bad_files = store, indices, form, bad_files
         self._device_id, self._dtype, self._own_changes = device_id, dtype, own_changes
+        # Of the pipeline before the batch of a step: those of the batches made last, and the one to go on from.
+        self._states: dict[int, PipelineState] = {}
+        self._loaded: tuple[int, PipelineState] | None = None
 
     def names(self) -> list[str]:
         """The file of each image below the data folder."""
@@ -95,6 +100,21 @@ class DaliSplit(Split):
     def in_dtype(self, dtype: torch.dtype) -> DaliSplit:
         """The same part; batches that are made on a GPU have this dtype, all others stay float32."""
         return self if self._device_id is None else self._copy(self._indices, self._form, dtype)
+
+    def state_dict(self, step: int) -> dict[str, Any]:
+        """DALI's checkpoint before the batch of `step`: `step`, `iteration`, `checkpoint`; empty if there is none.
+
+        Args:
+            step: of the batches that were made last, at most a few before the latest.
+        """
+        state = self._states.get(step)
+        return {} if state is None else {"step": step, **state._asdict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Takes what `state_dict` gave; `batches` that begin at its step let DALI go on from its checkpoint."""
+        if state:
+            self._loaded = step, pipeline = state["step"], PipelineState(state["iteration"], state["checkpoint"])
+            self._states = {step: pipeline}
 
     def _copy(self, indices: Positions, form: FolderFormat, dtype: torch.dtype) -> DaliSplit:
         return DaliSplit(
@@ -132,6 +152,7 @@ class DaliSplit(Split):
                     if batch is None:
                         return
                     self._tell(batch.source)
+                    self._keep(batch)
                     if self._device_id is not None:  # made on another stream than it is used on
                         batch.images.record_stream(torch.cuda.current_stream(self._device_id))
                     yield batch.images, torch.from_numpy(self._labels[batch.source.job.mine])
@@ -145,6 +166,15 @@ class DaliSplit(Split):
         notices.extend(notice for notice in batch.notices if notice not in notices)
         if any(row.file < 0 for row in batch.rows):
             raise InputError(f"data folder {self._store.root}: a class has no usable image left.")
+
+    def _keep(self, batch: _Made) -> None:
+        job = batch.source.job
+        if job.augment is None:  # not of a training
+            return
+        self._states.pop(job.step + 1, None)  # the oldest comes first
+        self._states[job.step + 1] = batch.state
+        if len(self._states) > _STATES:
+            del self._states[next(iter(self._states))]
 
     def _boxes(self, job: Job) -> npt.NDArray[np.int32] | None:
         """The boxes that random erasing fills, of this rank's images; None without."""
@@ -168,10 +198,12 @@ class DaliSplit(Split):
             num_threads,
             self._device_id,
         )
+        trains = first.augment is not None
+        state = self._loaded[1] if trains and self._loaded is not None and self._loaded[0] == first.step else None
         finisher = Finisher(self._form.mean, self._form.std, self._device_id is not None, self._dtype)
         with (
             ThreadPoolExecutor(num_threads, thread_name_prefix="dali-files") as threads,
-            closing(Decoder(form, preparer)) as decoder,
+            closing(Decoder(form, preparer, state)) as decoder,
         ):
             # Beside the stream of the training, so as not to wait for it; None is the CPU's.
             stream = None if self._device_id is None else torch.cuda.Stream(self._device_id)  # type: ignore[no-untyped-call]
@@ -191,12 +223,13 @@ class DaliSplit(Split):
                     images = finisher.finish(pixels, changes, self._boxes(batch.job), threads)
                 if stream is not None:
                     stream.synchronize()
-                yield _Made(images, batch)
+                yield _Made(images, batch, decoder.state)
 
 
 class _Made(NamedTuple):
     images: Tensor  # [B, C, H, W]
     source: Batch
+    state: PipelineState  # behind it
 
 
 class _Reading:

@@ -15,7 +15,7 @@ from greedynas_fast.ops.mixconv import mixconv
 from greedynas_fast.reference.mixconv import mixconv as reference
 
 from .codec import core_threads
-from .timing import Budget, alternate, core_isa, fastest, make_row, rate_values, torch_isa, torch_threads
+from .timing import Budget, alternate_steps, core_isa, fastest, make_row, rate_values, torch_isa, torch_threads
 
 Grads = tuple[torch.Tensor, ...]
 
@@ -39,12 +39,12 @@ def measure(budget: Budget, mixes: Sequence[tuple[int, ...]] = MIXES, name: str 
         for kernels in mixes:
             for shape in shapes:
                 for precision in DTYPES:
-                    rows += _compare(name, shape, kernels, precision, budget.repeats)
+                    rows += _compare(name, shape, kernels, precision, budget)
     return rows
 
 
 def _compare(
-    name: str, shape: tuple[int, int, int], kernels: tuple[int, ...], precision: str, repeats: int
+    name: str, shape: tuple[int, int, int], kernels: tuple[int, ...], precision: str, budget: Budget
 ) -> list[dict[str, Any]]:
     batch, channels, size = shape
     dtype = DTYPES[precision]
@@ -72,7 +72,7 @@ def _compare(
         raise RuntimeError(f"{name}: core {precision} and the float64 reference disagree by {error:.2g}")
     for run in runs.values():
         run()
-    rates = alternate({provider: _counted(run, batch) for provider, run in runs.items()}, repeats)
+    rates = alternate_steps(runs, batch, budget)
     best = fastest(rates, [provider for provider in runs if provider != "core"])
     return [
         make_row(
@@ -124,11 +124,3 @@ def _reference(x: torch.Tensor, weights: Sequence[torch.Tensor], kernels: Sequen
     y = reference(x, weights, kernels)
     assert isinstance(y, torch.Tensor)
     return y
-
-
-def _counted(run: Callable[[], Grads], batch: int) -> Callable[[], int]:
-    def counted() -> int:
-        run()
-        return batch
-
-    return counted

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from .codec import core_threads
-from .timing import Budget, alternate, core_isa, fastest, make_row, rate_values, torch_isa, torch_threads
+from .timing import Budget, alternate_steps, core_isa, fastest, make_row, rate_values, torch_isa, torch_threads
 
 CORE = "core"
 # [N, C, H, W]: the layers of an ImageNet network, then those of the sample's.
@@ -54,7 +54,7 @@ def measure_layer(
     versions |= {f"torch {layout}": (peer, memory_format) for layout, memory_format in LAYOUTS.items()}
     with core_threads(1), torch_threads(1):
         expected = _results(peer, [x.double(), *(p.double() for p in parameters)], grad.double())
-        runs: dict[str, Callable[[], int]] = {}
+        steps: dict[str, Callable[[], None]] = {}
         errors: dict[str, float] = {}
         for provider, (layer, memory_format) in versions.items():
             leaves = [x.contiguous(memory_format=memory_format), *(p.clone() for p in parameters)]
@@ -62,10 +62,10 @@ def measure_layer(
             errors[provider] = _error(_results(layer, leaves, moved), expected)
             if not errors[provider] <= TOLERANCE:
                 raise RuntimeError(f"{name} {list(shape)}: {provider} and the float64 reference disagree")
-            runs[provider] = _run(layer, leaves, moved)
-        rates = alternate(runs, budget.repeats)
-    best = fastest(rates, [provider for provider in runs if provider != CORE])
-    return [_row(name, provider, shape, rates, best, errors[provider]) for provider in runs]
+            steps[provider] = _step(layer, leaves, moved)
+        rates = alternate_steps(steps, shape[0], budget)
+    best = fastest(rates, [provider for provider in steps if provider != CORE])
+    return [_row(name, provider, shape, rates, best, errors[provider]) for provider in steps]
 
 
 def _row(
@@ -89,14 +89,13 @@ def _error(actual: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
     return max(((a.double() - e).abs().max() / e.abs().max().clamp_min(1)).item() for a, e in pairs)
 
 
-def _run(layer: Layer, leaves: Sequence[Tensor], grad: Tensor) -> Callable[[], int]:
+def _step(layer: Layer, leaves: Sequence[Tensor], grad: Tensor) -> Callable[[], None]:
     inputs = [leaf.detach().requires_grad_() for leaf in leaves]
 
-    def run() -> int:
+    def step() -> None:
         torch.autograd.backward(layer(*inputs), grad)
         for leaf in inputs:
             leaf.grad = None
-        return len(grad)
 
-    run()
-    return run
+    step()
+    return step

@@ -99,6 +99,38 @@ def alternate(
     return rates
 
 
+def alternate_steps(steps: Mapping[str, Callable[[], object]], images: int, budget: Budget) -> dict[str, list[float]]:
+    """Run training steps in turn; of short ones many make a run, which with the slowest version lasts `call_s`.
+
+    So every version is met at work, with its own code and data in the caches, and not as it comes after the others.
+
+    Args:
+        steps: one step each; all have run once before.
+        images: that a step handles.
+        budget: for how long.
+
+    Returns:
+        Images a second of every run.
+    """
+    count = max(1, round(budget.call_s / max(_seconds(step) for step in steps.values())))
+    return alternate({name: _repeated(step, count, images) for name, step in steps.items()}, budget.repeats)
+
+
+def _seconds(run: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    run()
+    return time.perf_counter() - start
+
+
+def _repeated(step: Callable[[], object], count: int, images: int) -> Callable[[], int]:
+    def repeated() -> int:
+        for _ in range(count):
+            step()
+        return count * images
+
+    return repeated
+
+
 def quantiles(values: Sequence[float]) -> dict[str, float]:
     """The 20th, 50th and 80th percentile."""
     low, middle, high = np.percentile(values, [20, 50, 80]).tolist()

@@ -6,7 +6,6 @@ A row's `paths` are images here, `paths_per_s` images a second through forward, 
 from __future__ import annotations
 
 import sys
-import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple, TypeVar
 
@@ -15,7 +14,7 @@ from torch import Tensor, nn
 
 from greedynas_fast.nn import use_backend
 
-from .timing import Budget, alternate, core_isa, fastest, make_row, rate_values, torch_isa
+from .timing import Budget, alternate_steps, core_isa, fastest, make_row, rate_values, torch_isa
 
 Module = TypeVar("Module", bound=nn.Module)
 Results = Mapping[str, Sequence[Tensor]]  # in groups: the result, gradients, running statistics
@@ -96,9 +95,7 @@ def time_rows(
         errors: of every version.
         budget: for how long; of short steps many make a run.
     """
-    slowest = max(_seconds(run) for run in runs.values())
-    steps = max(1, round(budget.call_s / slowest))
-    rates = alternate({provider: _repeated(run, steps, images) for provider, run in runs.items()}, budget.repeats)
+    rates = alternate_steps(runs, images, budget)
     best = fastest(rates, [provider for provider in runs if provider != FUSED])
     return [
         make_row(
@@ -113,18 +110,3 @@ def time_rows(
         )
         for provider in runs
     ]
-
-
-def _seconds(run: Callable[[], object]) -> float:
-    start = time.perf_counter()
-    run()
-    return time.perf_counter() - start
-
-
-def _repeated(run: Callable[[], object], steps: int, images: int) -> Callable[[], int]:
-    def repeated() -> int:
-        for _ in range(steps):
-            run()
-        return steps * images
-
-    return repeated

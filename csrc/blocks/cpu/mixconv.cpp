@@ -19,9 +19,10 @@ namespace {
 constexpr std::int64_t kTasks = 64;
 constexpr std::int64_t kFewTasks = 6;
 constexpr std::int64_t kPixels = 1024;
-// Of a block's rings, at most: they stay in an L2 cache. The wider a block is, the more of the tensors is read and
-// written in the order of memory.
-constexpr std::int64_t kRingFloats = 1 << 16;
+// Of a block's rings, its weights and their gradients, at most, unless kPair channels take more. The rings should stay
+// in an L1 cache: where the products' inputs come out of L2, they wait for the same few buffers as the rows of tensors
+// that are being fetched, and nothing overlaps.
+constexpr std::int64_t kRingFloats = 14 << 10;
 constexpr std::int64_t kPair = 2 * kMixconvLine;  // channels that the widest vectors take at a time
 
 struct Block {

@@ -78,12 +78,11 @@ GREEDYNAS_VEC_INLINE float weight_value(W value) {
 // [channels, taps] -> [vectors][taps][width]; order[i] is the tap that comes i-th. Absent channels are zero.
 template <class V, class W>
 void pack_weights_of(const W* weights, int channels, int taps, const int* order, float* out) {
-  for (int first = 0; first < channels; first += V::width) {
-    for (int i = 0; i < taps; ++i, out += V::width) {
-      for (int lane = 0; lane < V::width; ++lane) {
-        const int channel = first + lane;
-        out[lane] = channel < channels ? weight_value(weights[channel * taps + order[i]]) : 0.0F;
-      }
+  for (int first = 0; first < channels; first += V::width, out += taps * V::width) {
+    const int live = channels - first < V::width ? channels - first : V::width;
+    if (live < V::width) __builtin_memset(out, 0, static_cast<std::size_t>(taps * V::width) * sizeof(float));
+    for (int lane = 0; lane < live; ++lane, weights += taps) {
+      for (int i = 0; i < taps; ++i) out[i * V::width + lane] = weight_value(weights[order[i]]);
     }
   }
 }

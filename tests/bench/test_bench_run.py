@@ -6,6 +6,8 @@ import getpass
 import json
 import os
 import tempfile
+import time
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -125,6 +127,22 @@ def test_versions_take_turns() -> None:
     assert {name: len(values) for name, values in rates.items()} == {"a": 3, "b": 3}
     assert timing.fastest({"a": [1, 2, 9], "b": [3, 3, 3]}, ["a", "b"]) == "b"
     assert timing.quantiles([0, 10, 20, 30, 40, 50]) == {"p20": 10, "p50": 25, "p80": 40}
+
+
+def test_short_steps_make_a_run_together() -> None:
+    calls = {"long": 0, "short": 0}
+
+    def step(name: str, seconds: float) -> None:
+        calls[name] += 1
+        time.sleep(seconds)
+
+    steps = {"long": lambda: step("long", 0.01), "short": lambda: step("short", 0.001)}
+    rates = timing.alternate_steps(steps, 8, replace(timing.QUICK, repeats=2, call_s=0.05))
+    # One of each to see how long it takes; then runs of as many as the long ones make of 0.05 s, if they are on time.
+    assert calls["long"] == calls["short"]
+    assert calls["long"] in {1 + 2 * count for count in range(1, 6)}
+    assert [len(values) for values in rates.values()] == [2, 2]
+    assert min(rates["short"]) > max(rates["long"])
 
 
 def test_calibration_spread() -> None:

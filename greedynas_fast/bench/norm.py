@@ -1,4 +1,4 @@
-"""What the measurements of training layers share: shapes, forward and backward as one run, the check, the rows.
+"""What the measurements of training layers share: shapes, forward and backward as one step, the check, the rows.
 
 A row's `paths` are images here, `paths_per_s` images a second through forward and backward, on one thread.
 """

@@ -81,9 +81,9 @@ class DaliSplit(Split):
             raise InputError(f"dtype: expected torch.float32 on the CPU, got {dtype}.")
         self._store, self._indices, self._form, self._bad_files = store, indices, form, bad_files
         self._device_id, self._dtype, self._own_changes = device_id, dtype, own_changes
-        # Of the pipeline before the batch of a step: those of the batches made last, and the one to go on from.
+        # The pipeline's before the batch of a step: of the batches that were made last, and the one to go on from.
         self._states: dict[int, PipelineState] = {}
-        self._loaded: tuple[int, PipelineState] | None = None
+        self._loaded: dict[int, PipelineState] = {}
 
     def names(self) -> list[str]:
         """The file of each image below the data folder."""
@@ -113,8 +113,8 @@ class DaliSplit(Split):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Takes what `state_dict` gave; `batches` that begin at its step let DALI go on from its checkpoint."""
         if state:
-            self._loaded = step, pipeline = state["step"], PipelineState(state["iteration"], state["checkpoint"])
-            self._states = {step: pipeline}
+            self._loaded = {state["step"]: PipelineState(state["iteration"], state["checkpoint"])}
+            self._states = dict(self._loaded)
 
     def _copy(self, indices: Positions, form: FolderFormat, dtype: torch.dtype) -> DaliSplit:
         return DaliSplit(
@@ -198,8 +198,7 @@ class DaliSplit(Split):
             num_threads,
             self._device_id,
         )
-        trains = first.augment is not None
-        state = self._loaded[1] if trains and self._loaded is not None and self._loaded[0] == first.step else None
+        state = None if first.augment is None else self._loaded.get(first.step)
         finisher = Finisher(self._form.mean, self._form.std, self._device_id is not None, self._dtype)
         with (
             ThreadPoolExecutor(num_threads, thread_name_prefix="dali-files") as threads,

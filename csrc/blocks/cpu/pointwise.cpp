@@ -22,7 +22,15 @@ constexpr std::int64_t kNearWeights = 65536;  // 256 KB, of an L2 cache
 
 std::int64_t blocks_of(const Pointwise& layer, std::int64_t rows) { return (layer.rows + rows - 1) / rows; }
 
-std::int64_t backward_rows(const Pointwise& layer) { return block_rows(layer.in, layer.out); }
+std::int64_t weight_floats(const Pointwise& layer) { return static_cast<std::int64_t>(layer.group_in()) * layer.out; }
+
+// Weights and their gradients that do not stay in an L2 cache go through it once a block: there should then be few
+// blocks, of which what is read and written takes half of the cache.
+std::int64_t backward_rows(const Pointwise& layer) {
+  constexpr std::int64_t kFarWeights = 131072, kLargeFloats = 262144;
+  if (weight_floats(layer) <= kFarWeights) return block_rows(layer.in, layer.out);
+  return std::clamp(kLargeFloats / (layer.in + layer.out) / kTileRows * kTileRows, kTileRows, kMaxBlockRows);
+}
 
 // In the forward pass what is written is done with a few columns at a time, so that only the rows that are read need
 // stay in the caches.
@@ -42,8 +50,6 @@ void for_columns(int columns, const Body& body) {
 
 // Ranges of blocks that have a gradient of the weight of their own in the backward pass.
 std::int64_t part_count(const Pointwise& layer) { return std::clamp<std::int64_t>(layer.rows / 192, 1, 8); }
-
-std::int64_t weight_floats(const Pointwise& layer) { return static_cast<std::int64_t>(layer.group_in()) * layer.out; }
 
 struct Workspace {
   float *packed, *ones, *zeros, *weights, *coefficients, *accumulators;

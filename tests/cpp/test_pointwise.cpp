@@ -185,6 +185,7 @@ int main() {
     test_layer(3, 7, 5, 9, gated);
     test_layer(5, 90, 24, 33, gated);  // several blocks and sums of weights, borders of images within blocks
   }
+  test_layer(8, 49, 400, 352, false);  // weights so large that the backward pass has other blocks
   test_layer(3, 7, 6, 9, false, 3);
   test_layer(5, 90, 36, 34, true, 2);
   test_expand(1, 2, 1, 1, 1);

@@ -130,6 +130,14 @@ def test_matches_autograd(shape: tuple[tuple[int, int, int], int, int]) -> None:
 
 
 @pytest.mark.usefixtures("level")
+def test_weights_beyond_the_caches() -> None:
+    """The backward pass has other blocks then: here three, with two sums of the weight's gradient."""
+    given = make(((8, 7, 7), 400, 352))
+    for prologue, gated in (("", False), ("relu", False), ("relu", True)):
+        check(given, prologue, gated, "batch", added=not prologue or gated)
+
+
+@pytest.mark.usefixtures("level")
 @pytest.mark.parametrize(("shape", "groups"), GROUPED, ids=str)
 def test_groups(shape: tuple[tuple[int, int, int], int, int], groups: int) -> None:
     given = make(shape, groups=groups)

@@ -17,19 +17,19 @@ using norm::padded;
 using norm::Prologue;
 using norm::Storage;
 
-constexpr int kBeyond = 16;                   // floats that products may read beyond the last row
-constexpr std::int64_t kNearWeights = 65536;  // 256 KB, of an L2 cache
+constexpr int kBeyond = 16;                         // floats that products may read beyond the last row
+constexpr std::int64_t kNearWeights = 65536;        // 256 KB, of an L2 cache
+constexpr std::int64_t kFarWeights = 131072;        // 512 KB: these and their gradients do not stay in an L2 cache
+constexpr std::int64_t kLargeBlockFloats = 262144;  // 1 MB, of both sides
 
 std::int64_t blocks_of(const Pointwise& layer, std::int64_t rows) { return (layer.rows + rows - 1) / rows; }
 
 std::int64_t weight_floats(const Pointwise& layer) { return static_cast<std::int64_t>(layer.group_in()) * layer.out; }
 
-// Weights and their gradients that do not stay in an L2 cache go through it once a block: there should then be few
-// blocks, of which what is read and written takes half of the cache.
+// Far weights and their gradients come into the caches anew for each block, so that large blocks are faster.
 std::int64_t backward_rows(const Pointwise& layer) {
-  constexpr std::int64_t kFarWeights = 131072, kLargeFloats = 262144;
   if (weight_floats(layer) <= kFarWeights) return block_rows(layer.in, layer.out);
-  return std::clamp(kLargeFloats / (layer.in + layer.out) / kTileRows * kTileRows, kTileRows, kMaxBlockRows);
+  return std::clamp(kLargeBlockFloats / (layer.in + layer.out) / kTileRows * kTileRows, kTileRows, kMaxBlockRows);
 }
 
 // In the forward pass what is written is done with a few columns at a time, so that only the rows that are read need

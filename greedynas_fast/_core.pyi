@@ -110,7 +110,9 @@ def bn_workspace_floats(rows: int, channels: int) -> int: ...
 def bn_moments(
     rows: int, channels: int, bf16: bool, x: int, x_stride: int, workspace: int, moments: int, threads: int
 ) -> None: ...
-def bn_update(rows: int, channels: int, moments: int, share: float, running_mean: int, running_var: int) -> None: ...
+def bn_update(
+    rows: int, channels: int, moments: int, share: float, running_mean: int, running_var: int, counter: int = 0
+) -> None: ...
 
 class BnAct:
     def __init__(
@@ -217,7 +219,6 @@ class InvertedResidual:
     def __init__(
         self,
         sizes: Sequence[int],
-        x: tuple[int, int],
         expand: tuple[int, int],
         project: tuple[int, int],
         depthwise: Sequence[tuple[int, int, int]],
@@ -230,13 +231,17 @@ class InvertedResidual:
     ) -> None: ...
     def workspace_floats(self, keeps: bool) -> int: ...
     def backward_workspace_floats(self) -> int: ...
-    def forward(self, moments: Sequence[int], kept: Sequence[int], workspace: int, y: int) -> None: ...
+    def forward(
+        self, x: tuple[int, int], moments: Sequence[int], kept: Sequence[int], workspace: int, y: int
+    ) -> None: ...
     def backward(
         self,
+        x: tuple[int, int],
         moments: Sequence[int],
         kept: Sequence[int],
         grad: tuple[int, int],
         workspace: int,
+        grad_x: int,
         gradients: Sequence[int],
         depthwise: Sequence[int],
     ) -> None: ...

@@ -30,7 +30,7 @@ using Norm = std::tuple<Address, Address, double>;
 // sizes: batch, height and width of x, channels of x, in the middle and of y, stride. depthwise: (channels, kernel
 // size, address of the weight) a group. gate: addresses of the four parameters. codes: activation of the block and of
 // the gate, as BnAct's. flags: residual, batch statistics, sigmoid gate.
-InvertedResidual make_block(const std::array<std::int64_t, 7>& sizes, Place x, Place expand, Place project,
+InvertedResidual make_block(const std::array<std::int64_t, 7>& sizes, Place expand, Place project,
                             const std::vector<std::tuple<std::int64_t, int, Address>>& depthwise,
                             const std::array<Norm, 3>& norms, const std::array<Address, 4>& gate, int gate_width,
                             std::array<int, 2> codes, std::array<bool, 3> flags, int threads) {
@@ -46,7 +46,6 @@ InvertedResidual make_block(const std::array<std::int64_t, 7>& sizes, Place x, P
   block.activation = static_cast<norm::Activation>(codes[0]);
   block.residual = flags[0];
   block.batch_statistics = flags[1];
-  block.x = {at<const void>(x.first), x.second};
   block.expand = parameter(expand.first);
   block.expand_groups = static_cast<int>(expand.second);
   block.project = parameter(project.first);
@@ -69,6 +68,11 @@ InvertedResidual make_block(const std::array<std::int64_t, 7>& sizes, Place x, P
   return block;
 }
 
+InvertedResidual with_input(InvertedResidual block, Place x) {
+  block.x = {at<const void>(x.first), x.second};
+  return block;
+}
+
 // moments: of the three norms. kept: z1, z2, z3, means, hidden, logits.
 blocks::InvertedResidualTensors tensors_of(const std::array<Address, 3>& moments, const std::array<Address, 6>& kept) {
   const auto [z1, z2, z3, means, hidden, logits] = kept;
@@ -85,7 +89,7 @@ blocks::InvertedResidualTensors tensors_of(const std::array<Address, 3>& moments
 
 void bind_inverted_residual(py::module_& m) {
   py::class_<InvertedResidual>(m, "InvertedResidual")
-      .def(py::init(&make_block), py::arg("sizes"), py::arg("x"), py::arg("expand"), py::arg("project"),
+      .def(py::init(&make_block), py::arg("sizes"), py::arg("expand"), py::arg("project"),
            py::arg("depthwise"), py::arg("norms"), py::arg("gate"), py::arg("gate_width"), py::arg("codes"),
            py::arg("flags"), py::arg("threads"))
       .def(
@@ -95,26 +99,30 @@ void bind_inverted_residual(py::module_& m) {
       .def("backward_workspace_floats", &blocks::backward_workspace_floats)
       .def(
           "forward",
-          [](const InvertedResidual& self, const std::array<Address, 3>& moments, const std::array<Address, 6>& kept,
-             Address workspace,
-             Address y) { blocks::forward(self, tensors_of(moments, kept), floats(workspace), floats(y)); },
-          py::arg("moments"), py::arg("kept"), py::arg("workspace"), py::arg("y"), Released())
-      // gradients: of x, expand, project, the three norms [2, C], and the gate's four parameters.
+          [](const InvertedResidual& self, Place x, const std::array<Address, 3>& moments,
+             const std::array<Address, 6>& kept, Address workspace, Address y) {
+            blocks::forward(with_input(self, x), tensors_of(moments, kept), floats(workspace), floats(y));
+          },
+          py::arg("x"), py::arg("moments"), py::arg("kept"), py::arg("workspace"), py::arg("y"), Released())
+      // gradients: of the weights, and weight and bias of the norm, of expansion, depthwise convolution (whose weights
+      // follow) and projection, and of the gate's four parameters.
       .def(
           "backward",
-          [](InvertedResidual& self, const std::array<Address, 3>& moments, const std::array<Address, 6>& kept,
-             Place grad, Address workspace, const std::array<Address, 10>& gradients,
-             const std::vector<Address>& depthwise) {
-            for (std::size_t g = 0; g < self.depthwise.size(); ++g) {
-              self.depthwise[g].weight_grad = at<void>(depthwise.at(g));
+          [](const InvertedResidual& self, Place x, const std::array<Address, 3>& moments,
+             const std::array<Address, 6>& kept, Place grad, Address workspace, Address grad_x,
+             const std::array<Address, 12>& gradients, const std::vector<Address>& depthwise) {
+            InvertedResidual block = with_input(self, x);
+            for (std::size_t g = 0; g < block.depthwise.size(); ++g) {
+              block.depthwise[g].weight_grad = at<void>(depthwise.at(g));
             }
             const auto of = [&](std::size_t i) { return floats(gradients[i]); };
-            blocks::backward(self, tensors_of(moments, kept), {at<const void>(grad.first), grad.second},
-                             floats(workspace),
-                             {of(0), of(1), of(2), {of(3), of(4), of(5)}, of(6), of(7), of(8), of(9)});
+            const auto norm = [&](std::size_t i) { return blocks::BlockNormGradients{of(i), of(i + 1)}; };
+            blocks::backward(
+                block, tensors_of(moments, kept), {at<const void>(grad.first), grad.second}, floats(workspace),
+                {floats(grad_x), of(0), of(5), {norm(1), norm(3), norm(6)}, of(8), of(9), of(10), of(11)});
           },
-          py::arg("moments"), py::arg("kept"), py::arg("grad"), py::arg("workspace"), py::arg("gradients"),
-          py::arg("depthwise"), Released());
+          py::arg("x"), py::arg("moments"), py::arg("kept"), py::arg("grad"), py::arg("workspace"), py::arg("grad_x"),
+          py::arg("gradients"), py::arg("depthwise"), Released());
 }
 
 }  // namespace greedynas::bindings

@@ -58,13 +58,15 @@ void bind_statistics(py::module_& m) {
       py::arg("moments"), py::arg("threads"), Released());
   m.def(
       "bn_update",
-      [](std::int64_t rows, int channels, Address moments, double share, Address running_mean, Address running_var) {
+      [](std::int64_t rows, int channels, Address moments, double share, Address running_mean, Address running_var,
+         Address counter) {
         const float* const mean = at<const float>(moments);
         norm::update_running(shape_at(rows, channels, false), mean, mean + channels, share, at<float>(running_mean),
                              at<float>(running_var));
+        if (counter != 0) ++*at<std::int64_t>(counter);
       },
       py::arg("rows"), py::arg("channels"), py::arg("moments"), py::arg("share"), py::arg("running_mean"),
-      py::arg("running_var"));
+      py::arg("running_var"), py::arg("counter") = 0);
 }
 
 // Prologue: 0 none, 1 scale and shift, 2 then relu, 3 then hard_swish.

@@ -58,11 +58,16 @@ struct InvertedResidualTensors {
   float* hidden;          // [batch, gate.width], before its activation
 };
 
-// Gradients; [channels] or of the shape of the parameter.
+// Gradients of a batch norm; [channels] each.
+struct BlockNormGradients {
+  float *weight, *bias;
+};
+
+// Gradients, each of the shape of the parameter.
 struct InvertedResidualGradients {
   float* x;  // [rows, in]
   float *expand, *project;
-  float* norms[3];  // [2, channels]: of weight and bias
+  BlockNormGradients norms[3];
   float *reduce_weight, *reduce_bias, *expand_weight, *expand_bias;
 };
 

@@ -11,8 +11,7 @@ from torch import Tensor, nn
 
 from greedynas_fast.nn.accelerated_torch import Swap, depthwise_groups, is_pointwise
 from greedynas_fast.nn.backend import Fusable, activation_name, norm_act
-from greedynas_fast.nn.fused_residual import run_inverted_residual
-from greedynas_fast.ops.inverted_residual import Gate
+from greedynas_fast.nn.fused_residual import BlockLayers, GateLayers, run_inverted_residual
 from greedynas_fast.ops.mixconv import mixconv
 from greedynas_fast.ops.squeeze_excite import squeeze_excite
 
@@ -47,7 +46,7 @@ class FusedSqueezeExcite(Fusable, SqueezeExcite):  # type: ignore[misc]
     def forward(self, x: Tensor) -> Tensor:
         """What timm's layer does."""
         if self.fuses(x):
-            gate = gate_of(self)
+            gate = _gate_of(self).parameters()
             return squeeze_excite(x, *gate[:4], activation=gate.activation, gate=gate.gate)
         y: Tensor = super().forward(x)
         return y
@@ -71,20 +70,28 @@ class FusedDepthwiseSeparableConv(Fusable, DepthwiseSeparableConv):  # type: ign
 
 def _run_block(block: Any, x: Tensor) -> Tensor:
     """A block that `_runs_block` accepts."""
+    y = run_inverted_residual(block, _layers_of, x)
+    return block.drop_path(y) + x if _drops(block) else y
+
+
+def _drops(block: Any) -> bool:
+    """Whether x is added to the result after a layer that drops some of it."""
+    return block.has_skip and not isinstance(block.drop_path, nn.Identity)
+
+
+def _layers_of(block: Any) -> BlockLayers:
     pointwise, norms = _pointwise_and_norms(block)
     convs = depthwise_groups(block.conv_dw)
     assert convs is not None
-    drops = block.has_skip and not isinstance(block.drop_path, nn.Identity)
-    y = run_inverted_residual(
-        x,
-        (_pointwise_weight(pointwise[0]), norms[0]) if len(pointwise) == 2 else None,
+    return BlockLayers(
+        (pointwise[0], norms[0]) if len(pointwise) == 2 else None,
         (convs, norms[-2]),
-        (_pointwise_weight(pointwise[-1]), norms[-1]),
-        gate_of(block.se) if isinstance(block.se, SqueezeExcite) else None,
+        (pointwise[-1], norms[-1]),
+        _gate_of(block.se) if isinstance(block.se, SqueezeExcite) else None,
         activation=norms[-2].act,
-        residual=block.has_skip and not drops,
+        residual=block.has_skip and not _drops(block),
+        weight_of=_pointwise_weight,
     )
-    return block.drop_path(y) + x if drops else y
 
 
 def _pointwise_and_norms(block: Any) -> tuple[list[Any], list[Any]]:
@@ -109,13 +116,12 @@ def _pointwise_weight(conv: nn.Module) -> Tensor:
     return cast("Tensor", conv.weight)
 
 
-def gate_of(layer: Any) -> Gate:
+def _gate_of(layer: Any) -> GateLayers:
     """What the operations need to know of a layer that `_runs_gate` accepts."""
-    reduce, expand = layer.conv_reduce, layer.conv_expand
     act = activation_name(layer.act1)
     gate = "sigmoid" if isinstance(layer.gate, nn.Sigmoid) else "hard_sigmoid"
     assert act is not None
-    return Gate(reduce.weight, reduce.bias, expand.weight, expand.bias, act, gate)
+    return GateLayers(layer.conv_reduce, layer.conv_expand, act, gate)
 
 
 def _runs_gate(layer: Any) -> bool:

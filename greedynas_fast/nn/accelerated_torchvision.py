@@ -12,8 +12,7 @@ from torchvision.ops.misc import Conv2dNormActivation, SqueezeExcitation
 
 from greedynas_fast.nn.accelerated_torch import Swap, depthwise_groups, is_pointwise
 from greedynas_fast.nn.backend import Fusable, activation_name, is_fused, run_layers
-from greedynas_fast.nn.fused_residual import run_inverted_residual
-from greedynas_fast.ops.inverted_residual import Gate
+from greedynas_fast.nn.fused_residual import BlockLayers, GateLayers, run_inverted_residual
 from greedynas_fast.ops.shuffle import channel_shuffle
 from greedynas_fast.ops.squeeze_excite import squeeze_excite
 
@@ -35,7 +34,7 @@ class FusedSqueezeExcitation(Fusable, SqueezeExcitation):  # type: ignore[misc]
     def forward(self, x: Tensor) -> Tensor:
         """What torchvision's layer does."""
         if self.fuses(x):
-            gate = gate_of(self)
+            gate = _gate_of(self).parameters()
             return squeeze_excite(x, *gate[:4], activation=gate.activation, gate=gate.gate)
         y: Tensor = super().forward(x)
         return y
@@ -46,20 +45,19 @@ class FusedInvertedResidual(Fusable, InvertedResidual):  # type: ignore[misc]
 
     def forward(self, x: Tensor) -> Tensor:
         """What torchvision's block does."""
-        return _run_block(self, x) if self.fuses(x) else super().forward(x)
+        return run_inverted_residual(self, _layers_of, x) if self.fuses(x) else super().forward(x)
 
 
-def _run_block(block: Any, x: Tensor) -> Tensor:
-    """A block that `_parts` accepts."""
+def _layers_of(block: Any) -> BlockLayers:
+    """Of a block that `_parts` accepts."""
     parts = _parts(block)
     assert parts is not None
     expand, depthwise, gate, project = parts
-    return run_inverted_residual(
-        x,
-        None if expand is None else (expand[0].weight, expand[1]),
+    return BlockLayers(
+        None if expand is None else (expand[0], expand[1]),
         ([depthwise[0]], depthwise[1]),
-        (project[0].weight, project[1]),
-        None if gate is None else gate_of(gate),
+        (project[0], project[1]),
+        None if gate is None else _gate_of(gate),
         activation=depthwise[2],
         residual=block.use_res_connect,
     )
@@ -78,13 +76,12 @@ def _run_unit(unit: Any, x: Tensor) -> Tensor:
     return channel_shuffle(torch.cat((kept, run_layers(unit.branch2, moved)), dim=1))
 
 
-def gate_of(layer: SqueezeExcitation) -> Gate:
+def _gate_of(layer: SqueezeExcitation) -> GateLayers:
     """What the operations need to know of a layer that `_runs_gate` accepts."""
     act = activation_name(cast("nn.Module", layer.activation))
     gate = "sigmoid" if isinstance(layer.scale_activation, nn.Sigmoid) else "hard_sigmoid"
     assert act is not None
-    reduce, expand = layer.fc1, layer.fc2
-    return Gate(reduce.weight, cast("Tensor", reduce.bias), expand.weight, cast("Tensor", expand.bias), act, gate)
+    return GateLayers(layer.fc1, layer.fc2, act, gate)
 
 
 def _runs_gate(layer: Any) -> bool:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from greedynas_fast.errors import InputError
 from greedynas_fast.nn.backend import Fusable
-from greedynas_fast.nn.fused_residual import run_inverted_residual
+from greedynas_fast.nn.fused_residual import BlockLayers, run_inverted_residual
 from greedynas_fast.nn.primitives import activation, conv2d, depthwise
 from greedynas_fast.nn.squeeze_excite import SqueezeExcite
 from greedynas_fast.ops.mixconv import mixconv
@@ -83,20 +83,20 @@ class InvertedResidual(Fusable):
     def forward(self, x: Tensor) -> Tensor:
         """[N, C_in, H, W] -> [N, C_out, ceil(H / stride), ceil(W / stride)]."""
         if self.fuses(x):
-            return self._fused(x)
+            return run_inverted_residual(self, _layers_of, x)
         y: Tensor = self.act1(self.bn1(self.conv_pw(x))) if self.expands else x
         y = self.act2(self.bn2(self.conv_dw(y)))
         y = self.bn3(self.conv_pwl(self.se(y)))
         return y.add_(x) if self.has_residual else y
 
-    def _fused(self, x: Tensor) -> Tensor:
-        convs = cast("list[nn.Conv2d]", list(self.conv_dw) if isinstance(self.conv_dw, MixedConv) else [self.conv_dw])
-        return run_inverted_residual(
-            x,
-            (self.conv_pw.weight, self.bn1) if self.expands else None,
-            (convs, self.bn2),
-            (self.conv_pwl.weight, self.bn3),
-            self.se.parameters_of_gate() if isinstance(self.se, SqueezeExcite) else None,
-            activation=self.act2,
-            residual=self.has_residual,
-        )
+
+def _layers_of(block: InvertedResidual) -> BlockLayers:
+    convs = list(block.conv_dw) if isinstance(block.conv_dw, MixedConv) else [block.conv_dw]
+    return BlockLayers(
+        (block.conv_pw, block.bn1) if block.expands else None,
+        (cast("list[nn.Conv2d]", convs), block.bn2),
+        (block.conv_pwl, block.bn3),
+        block.se.gate_layers() if isinstance(block.se, SqueezeExcite) else None,
+        activation=block.act2,
+        residual=block.has_residual,
+    )

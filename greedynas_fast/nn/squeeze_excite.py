@@ -6,8 +6,8 @@ from torch import Tensor, nn
 
 from greedynas_fast.errors import InputError
 from greedynas_fast.nn.backend import Fusable, activation_name
+from greedynas_fast.nn.fused_residual import GateLayers
 from greedynas_fast.nn.primitives import activation
-from greedynas_fast.ops.inverted_residual import Gate
 from greedynas_fast.ops.squeeze_excite import squeeze_excite
 from greedynas_fast.spaces.specs import SqueezeExciteSpec
 
@@ -39,18 +39,15 @@ class SqueezeExcite(Fusable):
     def forward(self, x: Tensor) -> Tensor:
         """Gate `x` [N, C, H, W]; the result has its shape and dtype."""
         if self.fuses(x):
-            *parameters, act, gate_name = self.parameters_of_gate()
+            *parameters, act, gate_name = self.gate_layers().parameters()
             return squeeze_excite(x, *parameters, activation=act, gate=gate_name)
         squeezed = x.mean((2, 3), keepdim=True)  # [N, C, 1, 1]
         gate: Tensor = self.gate(self.conv_expand(self.act1(self.conv_reduce(squeezed))))
         return x * gate
 
-    def parameters_of_gate(self) -> Gate:
+    def gate_layers(self) -> GateLayers:
         """What the fused operations need to know."""
-        reduce, expand = self.conv_reduce, self.conv_expand
-        assert reduce.bias is not None
-        assert expand.bias is not None
         act = activation_name(self.act1)
         assert act is not None
         gate = "sigmoid" if isinstance(self.gate, nn.Sigmoid) else "hard_sigmoid"
-        return Gate(reduce.weight, reduce.bias, expand.weight, expand.bias, act, gate)
+        return GateLayers(self.conv_reduce, self.conv_expand, act, gate)

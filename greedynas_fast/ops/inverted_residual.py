@@ -101,7 +101,7 @@ def inverted_residual(
         InputError: shapes, dtypes or names that do not fit, or a single value a channel with statistics of the batch.
     """
     x = autocast(x)
-    _check(x, expand, depthwise, project, stride, activation, residual)
+    check(x, expand, depthwise, project, stride, activation, residual)
     options: dict[str, Any] = {"stride": stride, "activation": activation, "residual": residual}
     if backend(x) == "reference":
         return reference.inverted_residual(x, expand, depthwise, project, gate, **options)
@@ -171,7 +171,7 @@ def _in_one_call(x: Tensor) -> bool:
     return x.dtype is torch.float32 and x.numel() > 0
 
 
-def _check(
+def check(
     x: Tensor,
     expand: tuple[Tensor, Norm] | None,
     depthwise: tuple[Sequence[Tensor], Norm],
@@ -180,7 +180,11 @@ def _check(
     activation: str,
     residual: bool,
 ) -> None:
-    """What the operations that the block is made of would not find, or would name in their own terms."""
+    """Raise on what the operations that the block is made of would not find, or would name in their own terms.
+
+    Raises:
+        InputError: see `inverted_residual`.
+    """
     if x.ndim != 4 or not x.is_floating_point():
         raise InputError(f"inverted_residual: x: expected a floating [N, C, H, W], got {x.dtype} {list(x.shape)}")
     if activation not in ACTIVATIONS:

@@ -27,16 +27,14 @@ _BLOCK = (
     "float[] eps, str[] gate"
 )
 define(f"inverted_residual({_BLOCK}, bool keep) -> (Tensor, Tensor[], Tensor[])")
-# moments are always given here. Gives the gradients of x; of the weights of expansion and projection; [2, C] of weight
-# and bias of the three norms; of the gate's parameters; and of the depthwise weights; empty where there is none.
+# moments are always given here. Gives the gradients of x, of the parameters and of the depthwise weights, empty where
+# there is no such parameter.
 define(f"inverted_residual_backward(Tensor grad, Tensor[] kept, bool batch_statistics, {_BLOCK}) -> Tensor[]")
 forward_op = torch.ops.greedynas.inverted_residual.default
 backward_op = torch.ops.greedynas.inverted_residual_backward.default
 
 _Parameters = Sequence[Tensor | None]
-_NUM_PARAMETERS = 12
-_CONVOLUTIONS, _GATE = (0, 5), slice(8, 12)  # of these
-_NOT_DEPTHWISE = 10  # gradients before those of the depthwise weights
+NUM_PARAMETERS = 12
 
 
 class Options(NamedTuple):
@@ -74,7 +72,7 @@ def forward(
     Returns:
         y, the moments of the norms, and with `keep` z1, z2, z3, means, hidden and logits.
     """
-    own, weights = parameters[:_NUM_PARAMETERS], parameters[_NUM_PARAMETERS:]
+    own, weights = parameters[:NUM_PARAMETERS], parameters[NUM_PARAMETERS:]
     y, found, kept = forward_op(x, own, weights, given, *o[:5], keep)
     return y, given or found, kept
 
@@ -92,10 +90,8 @@ def backward(
         moments: as the forward pass gave them.
         parameters: as it took them.
     """
-    own, weights = parameters[:_NUM_PARAMETERS], parameters[_NUM_PARAMETERS:]
-    grad_x, expand, project, *rest = backward_op(grad, kept, o.batch_statistics, x, own, weights, moments, *o[:5])
-    norms = [part for pair in rest[:3] for part in (pair.unbind() if pair.numel() else (None, None))]
-    found = (expand, *norms[:4], project, *norms[4:], *rest[3:])
+    own, weights = parameters[:NUM_PARAMETERS], parameters[NUM_PARAMETERS:]
+    grad_x, *found = backward_op(grad, kept, o.batch_statistics, x, own, weights, moments, *o[:5])
     return (grad_x, *(_as_parameter(value, p) for value, p in zip(found, parameters, strict=True)))
 
 
@@ -103,33 +99,40 @@ def _as_parameter(grad: Tensor | None, parameter: Tensor | None) -> Tensor | Non
     return None if grad is None or parameter is None else grad.to(parameter.dtype)
 
 
+def make_block(
+    shape: Sequence[int], parameters: _Parameters, weights: Sequence[Tensor], o: Options, threads: int
+) -> _core.InvertedResidual:
+    """The block as the core takes it, for x [N, C_in, H, W] of this shape; the parameters must outlive it."""
+    batch, channels, height, width = shape
+    expand, _, _, _, _, project, *_ = parameters
+    reduce = parameters[8]
+    assert project is not None
+    middle = sum(weight.shape[0] for weight in weights)
+    at = _addresses(parameters)
+    return _core.InvertedResidual(
+        (batch, height, width, channels, middle, project.shape[0], o.stride),
+        (at[0], 1 if expand is None else channels // expand.shape[1]),
+        (at[5], middle // project.shape[1]),
+        [(weight.shape[0], weight.shape[-1], weight.data_ptr()) for weight in weights],
+        ((at[1], at[2], o.eps[0]), (at[3], at[4], o.eps[1]), (at[6], at[7], o.eps[2])),
+        (at[8], at[9], at[10], at[11]),
+        0 if reduce is None else reduce.shape[0],
+        (ACTIVATIONS[o.activation], ACTIVATIONS[o.gate[0] or "identity"]),
+        (o.residual, o.batch_statistics, o.gate[1] == "sigmoid"),
+        threads,
+    )
+
+
 class _Block:
-    """The block as the core takes it, and the tensors that it points to."""
+    """The block for an input, and the tensors that it points to."""
 
     def __init__(self, x: Tensor, parameters: _Parameters, weights: Sequence[Tensor], o: Options) -> None:
         x, _, x_stride = rows_of(x)
         parameters = [None if value is None else ready(value) for value in parameters]
         weights = [ready(weight) for weight in weights]
-        expand, _, _, _, _, project, *_ = parameters
-        reduce = parameters[8]
-        assert project is not None
-        middle = sum(weight.shape[0] for weight in weights)
-        batch, channels, height, width = x.shape
-        at = _addresses(parameters)
         self._alive = (x, parameters, weights)
-        self.core = _core.InvertedResidual(
-            (batch, height, width, channels, middle, project.shape[0], o.stride),
-            (x.data_ptr(), x_stride),
-            (at[0], 1 if expand is None else channels // expand.shape[1]),
-            (at[5], middle // project.shape[1]),
-            [(weight.shape[0], weight.shape[-1], weight.data_ptr()) for weight in weights],
-            ((at[1], at[2], o.eps[0]), (at[3], at[4], o.eps[1]), (at[6], at[7], o.eps[2])),
-            (at[8], at[9], at[10], at[11]),
-            0 if reduce is None else reduce.shape[0],
-            (ACTIVATIONS[o.activation], ACTIVATIONS[o.gate[0] or "identity"]),
-            (o.residual, o.batch_statistics, o.gate[1] == "sigmoid"),
-            threads(),
-        )
+        self.rows = (x.data_ptr(), x_stride)
+        self.core = make_block(x.shape, parameters, weights, o, threads())
 
 
 def _forward(
@@ -146,7 +149,7 @@ def _forward(
     workspace = _workspace(block.core.workspace_floats(keep))
     normalising = three(moments or found)
     places = _addresses(kept) if keep else (0,) * 6
-    block.core.forward(_addresses(normalising), places, workspace.data_ptr(), y.data_ptr())
+    block.core.forward(block.rows, _addresses(normalising), places, workspace.data_ptr(), y.data_ptr())
     return y, found, kept
 
 
@@ -163,32 +166,27 @@ def _backward(
     block = _Block(x, parameters, weights, Options._make((*options, batch_statistics)))
     workspace = _workspace(block.core.backward_workspace_floats())
     grad, _, grad_stride = rows_of(grad)
-    gradients = _gradients(x, parameters, weights, moments)
-    addresses = _addresses(gradients)
+    gradients = _gradients(x, parameters, weights)
+    grad_x, *addresses = _addresses(gradients)
     block.core.backward(
+        block.rows,
         _addresses(three(moments)),
         _addresses(kept),
         (grad.data_ptr(), grad_stride),
         workspace.data_ptr(),
-        addresses[:_NOT_DEPTHWISE],
-        addresses[_NOT_DEPTHWISE:],
+        grad_x,
+        addresses[:NUM_PARAMETERS],
+        addresses[NUM_PARAMETERS:],
     )
     return gradients
 
 
-def _gradients(
-    x: Tensor, parameters: _Parameters, weights: Sequence[Tensor], moments: Sequence[Tensor]
-) -> list[Tensor]:
+def _gradients(x: Tensor, parameters: _Parameters, weights: Sequence[Tensor]) -> list[Tensor]:
     def like(parameter: Tensor | None) -> Tensor:
         return x.new_empty(0 if parameter is None else parameter.shape, dtype=torch.float32)
 
-    return [
-        torch.empty_like(x, memory_format=torch.channels_last),
-        *(like(parameters[i]) for i in _CONVOLUTIONS),
-        *(like(value) for value in three(moments)),
-        *(like(value) for value in parameters[_GATE]),
-        *(like(weight) for weight in weights),
-    ]
+    grad_x = torch.empty_like(x, memory_format=torch.channels_last)
+    return [grad_x, *(like(value) for value in (*parameters, *weights))]
 
 
 def _outputs(
@@ -240,8 +238,7 @@ def _(*arguments: Any) -> tuple[Tensor, list[Tensor], list[Tensor]]:
 
 @fake("inverted_residual_backward")
 def _(*arguments: Any) -> list[Tensor]:
-    x, parameters, weights, moments = arguments[3:7]
-    return _gradients(x, parameters, weights, moments)
+    return _gradients(*arguments[3:6])
 
 
 def _products(x: Any, parameters: Any, weights: Any, stride: int) -> int:

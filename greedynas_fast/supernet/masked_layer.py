@@ -171,7 +171,7 @@ def _until_last_norm(
         bank_grad=into,
     )
     gates = [
-        block.se.parameters_of_gate() if block is not None and isinstance(block.se, SqueezeExcite) else None
+        block.se.gate_layers().parameters() if block is not None and isinstance(block.se, SqueezeExcite) else None
         for block in blocks
     ]
     narrow = wide.with_widths([0 if block is None else block.conv_pwl.out_channels for block in blocks])

@@ -235,20 +235,20 @@ void backward(const InvertedResidual& block, const InvertedResidualTensors& tens
   const Layers layers{block};
   const BackwardSpace space(block, workspace);
   const float* const* const moments = tensors.moments;
-  const auto known = [&](int which, int channels, bool scaled) {
-    const float* const weight = block.batch_statistics ? gradients.norms[which] : nullptr;
-    return norm::KnownGradients{weight, weight == nullptr ? nullptr : weight + channels, scaled};
+  const auto known = [&](int which, bool scaled) {
+    const BlockNormGradients norm = block.batch_statistics ? gradients.norms[which] : BlockNormGradients{};
+    return norm::KnownGradients{norm.weight, norm.bias, scaled};
   };
   const norm::Channels channels3 = layers.channels(2, moments[2]);
   norm::backward(layers.norm3(false), false, grad, {tensors.z3, block.out}, channels3, layers.none, space.rest,
-                 {nullptr, nullptr, gradients.norms[2], gradients.norms[2] + block.out});
+                 {nullptr, nullptr, gradients.norms[2].weight, gradients.norms[2].bias});
 
   layers.affine(1, moments[1], space.affine2);
   const bool has_gate = gated(block);
   if (has_gate) gates_of(layers.gate(), tensors.logits, space.gates);
   float* const grad_a = has_gate ? space.through_gate : space.grad_z2;
   float *const grad_scale2 = space.grad_affine2, *const grad_shift2 = grad_scale2 + block.middle;
-  pointwise_backward(layers.project(), {grad, {tensors.z3, block.out}, &channels3, known(2, block.out, false)},
+  pointwise_backward(layers.project(), {grad, {tensors.z3, block.out}, &channels3, known(2, false)},
                      layers.project_input(tensors.z2, space.affine2, has_gate ? space.gates : nullptr), block.project,
                      layers.none, space.rest, {grad_a, grad_scale2, grad_shift2, gradients.project});
   if (has_gate) {
@@ -263,11 +263,11 @@ void backward(const InvertedResidual& block, const InvertedResidualTensors& tens
   }
 
   const norm::Channels channels2 = layers.channels(1, moments[1]);
-  norm::known_from_affine(block.middle, channels2, grad_scale2, grad_shift2, gradients.norms[1],
-                          gradients.norms[1] + block.middle);
+  norm::known_from_affine(block.middle, channels2, grad_scale2, grad_shift2, gradients.norms[1].weight,
+                          gradients.norms[1].bias);
   // What comes through the moments of z2 is added where the depthwise convolution reads the gradient.
   if (block.batch_statistics) {
-    norm::statistics_gradient(block.out_rows(), block.middle, channels2, known(1, block.middle, false),
+    norm::statistics_gradient(block.out_rows(), block.middle, channels2, known(1, false),
                               space.statistics, space.statistics + block.middle);
   }
   const bool expands = block.expand != nullptr;
@@ -285,10 +285,10 @@ void backward(const InvertedResidual& block, const InvertedResidualTensors& tens
 
   const norm::Channels channels1 = layers.channels(0, moments[0]);
   norm::known_from_affine(block.middle, channels1, space.grad_affine1, space.grad_affine1 + block.middle,
-                          gradients.norms[0], gradients.norms[0] + block.middle);
+                          gradients.norms[0].weight, gradients.norms[0].bias);
   pointwise_backward(
       layers.expand(),
-      {{space.grad_z1, block.middle}, {tensors.z1, block.middle}, &channels1, known(0, block.middle, true)},
+      {{space.grad_z1, block.middle}, {tensors.z1, block.middle}, &channels1, known(0, true)},
       {block.x, Prologue::none, nullptr, nullptr, nullptr, 0}, block.expand, block.residual ? grad : layers.none,
       space.rest, {gradients.x, nullptr, nullptr, gradients.expand});
 }

@@ -246,6 +246,16 @@ class InvertedResidual:
         depthwise: Sequence[int],
     ) -> None: ...
 
+class PooledPointwise:
+    def __init__(
+        self, sizes: Sequence[int], weight: int, norm: tuple[int, int, float], activation: int, threads: int
+    ) -> None: ...
+    def workspace_floats(self) -> int: ...
+    def forward(self, x: tuple[int, int], moments: int, z: int, workspace: int, pooled: int) -> None: ...
+    def backward(
+        self, x: tuple[int, int], moments: int, z: int, grad: int, workspace: int, gradients: Sequence[int]
+    ) -> None: ...
+
 class SqueezeExcite:
     def __init__(
         self, images: int, pixels: int, channels: int, bf16: bool, prologue: int, scale: int, shift: int, threads: int

@@ -20,6 +20,7 @@ void bind_norm(pybind11::module_& m);
 void bind_optim(pybind11::module_& m);
 void bind_paths(pybind11::module_& m);
 void bind_pointwise(pybind11::module_& m);
+void bind_pooled_pointwise(pybind11::module_& m);
 void bind_shuffle(pybind11::module_& m);
 void bind_cuda(pybind11::module_& m);         // only in a build with CUDA
 void bind_cuda_blocks(pybind11::module_& m);  // as well

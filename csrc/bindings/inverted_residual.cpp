@@ -89,9 +89,9 @@ blocks::InvertedResidualTensors tensors_of(const std::array<Address, 3>& moments
 
 void bind_inverted_residual(py::module_& m) {
   py::class_<InvertedResidual>(m, "InvertedResidual")
-      .def(py::init(&make_block), py::arg("sizes"), py::arg("expand"), py::arg("project"),
-           py::arg("depthwise"), py::arg("norms"), py::arg("gate"), py::arg("gate_width"), py::arg("codes"),
-           py::arg("flags"), py::arg("threads"))
+      .def(py::init(&make_block), py::arg("sizes"), py::arg("expand"), py::arg("project"), py::arg("depthwise"),
+           py::arg("norms"), py::arg("gate"), py::arg("gate_width"), py::arg("codes"), py::arg("flags"),
+           py::arg("threads"))
       .def(
           "workspace_floats",
           [](const InvertedResidual& self, bool keeps) { return blocks::workspace_floats(self, keeps); },
@@ -117,9 +117,9 @@ void bind_inverted_residual(py::module_& m) {
             }
             const auto of = [&](std::size_t i) { return floats(gradients[i]); };
             const auto norm = [&](std::size_t i) { return blocks::BlockNormGradients{of(i), of(i + 1)}; };
-            blocks::backward(
-                block, tensors_of(moments, kept), {at<const void>(grad.first), grad.second}, floats(workspace),
-                {floats(grad_x), of(0), of(5), {norm(1), norm(3), norm(6)}, of(8), of(9), of(10), of(11)});
+            blocks::backward(block, tensors_of(moments, kept), {at<const void>(grad.first), grad.second},
+                             floats(workspace),
+                             {floats(grad_x), of(0), of(5), {norm(1), norm(3), norm(6)}, of(8), of(9), of(10), of(11)});
           },
           py::arg("x"), py::arg("moments"), py::arg("kept"), py::arg("grad"), py::arg("workspace"), py::arg("grad_x"),
           py::arg("gradients"), py::arg("depthwise"), Released());

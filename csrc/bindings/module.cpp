@@ -51,6 +51,7 @@ PYBIND11_MODULE(_core, m) {
   greedynas::bindings::bind_optim(m);
   greedynas::bindings::bind_paths(m);
   greedynas::bindings::bind_pointwise(m);
+  greedynas::bindings::bind_pooled_pointwise(m);
   greedynas::bindings::bind_shuffle(m);
 #ifdef GREEDYNAS_HAS_CUDA
   greedynas::bindings::bind_cuda(m);

@@ -57,7 +57,8 @@ class FusedInvertedResidual(Fusable, InvertedResidual):  # type: ignore[misc]
 
     def forward(self, x: Tensor) -> Tensor:
         """What timm's block does."""
-        return _run_block(self, x) if self.fuses(x) else super().forward(x)
+        y = _run_block(self, x)
+        return super().forward(x) if y is None else y
 
 
 class FusedDepthwiseSeparableConv(Fusable, DepthwiseSeparableConv):  # type: ignore[misc]
@@ -65,13 +66,14 @@ class FusedDepthwiseSeparableConv(Fusable, DepthwiseSeparableConv):  # type: ign
 
     def forward(self, x: Tensor) -> Tensor:
         """What timm's block does."""
-        return _run_block(self, x) if self.fuses(x) else super().forward(x)
+        y = _run_block(self, x)
+        return super().forward(x) if y is None else y
 
 
-def _run_block(block: Any, x: Tensor) -> Tensor:
-    """A block that `_runs_block` accepts."""
+def _run_block(block: Any, x: Tensor) -> Tensor | None:
+    """A block that `_runs_block` accepts; None where it does not fuse."""
     y = run_inverted_residual(block, _layers_of, x)
-    return block.drop_path(y) + x if _drops(block) else y
+    return block.drop_path(y) + x if y is not None and _drops(block) else y
 
 
 def _drops(block: Any) -> bool:

@@ -45,7 +45,8 @@ class FusedInvertedResidual(Fusable, InvertedResidual):  # type: ignore[misc]
 
     def forward(self, x: Tensor) -> Tensor:
         """What torchvision's block does."""
-        return run_inverted_residual(self, _layers_of, x) if self.fuses(x) else super().forward(x)
+        y = run_inverted_residual(self, _layers_of, x)
+        return super().forward(x) if y is None else y
 
 
 def _layers_of(block: Any) -> BlockLayers:

@@ -46,15 +46,9 @@ class Fusable(nn.Module):
         Raises:
             InputError: `backend` is `fused`, and it is not possible.
         """
-        if self.backend == "reference" or torch.compiler.is_exporting() or torch.onnx.is_in_onnx_export():
+        if not self._may_fuse():
             return False
-        obstacle = None
-        if backend_of(x) != "core":
-            obstacle = f"{x.dtype} on {x.device}"
-        elif self._found(layers) is None:
-            obstacle = next((str(layer) for layer in layers or _parts(self) if not self._stands_for(layer)), None)
-            if obstacle is None and not torch.compiler.is_compiling():
-                self.__dict__.setdefault("_layers_seen", {})[layers] = LayersSeen(self, layers)
+        obstacle = self._obstacle(x, layers)
         if obstacle is not None and self.backend == "fused":
             raise InputError(
                 f"backend: no fused operation for {obstacle}; there are some for float32 and bfloat16 on the CPU, "
@@ -63,10 +57,28 @@ class Fusable(nn.Module):
             )
         return obstacle is None
 
-    def layers_seen(self) -> LayersSeen:
-        """What `fuses` without layers saw when it last said yes; a place for what is worked out from that."""
-        seen: LayersSeen = self.__dict__["_layers_seen"][()]
-        return seen
+    def seen_fit(self, x: Tensor, *layers: nn.Module) -> LayersSeen | None:
+        """What `fuses` saw, or would see, if it says yes; never while a graph is traced, and no error.
+
+        It is the same object until something changes: a place for what is worked out from the layers.
+        """
+        if torch.compiler.is_compiling() or not self._may_fuse() or self._obstacle(x, layers) is not None:
+            return None
+        return self.__dict__["_layers_seen"][layers]  # type: ignore[no-any-return]
+
+    def _may_fuse(self) -> bool:
+        return not (self.backend == "reference" or torch.compiler.is_exporting() or torch.onnx.is_in_onnx_export())
+
+    def _obstacle(self, x: Tensor, layers: tuple[nn.Module, ...]) -> str | None:
+        """What no operation handles, in words; what has been found to be fit is remembered."""
+        if backend_of(x) != "core":
+            return f"{x.dtype} on {x.device}"
+        if self._found(layers) is not None:
+            return None
+        obstacle = next((str(layer) for layer in layers or _parts(self) if not self._stands_for(layer)), None)
+        if obstacle is None and not torch.compiler.is_compiling():
+            self.__dict__.setdefault("_layers_seen", {})[layers] = LayersSeen(self, layers)
+        return obstacle
 
     def _found(self, layers: tuple[nn.Module, ...]) -> LayersSeen | None:
         """What an earlier call found to be fit, if it is all the same now."""
@@ -90,12 +102,12 @@ class LayersSeen:
     To look whether it has changed takes a tenth of the time that it takes to decide.
 
     Attributes:
-        memo: what callers have worked out from these layers, by name.
+        prepared: what a caller has worked out from these layers.
     """
 
     def __init__(self, block: nn.Module, layers: tuple[nn.Module, ...]) -> None:
         parts = list(layers or _parts(block))
-        self.memo: dict[str, Any] = {}
+        self.prepared: Any = None
         self._of_block = block._modules
         self._modules = [part._modules for part in parts if part._modules]
         self._children = [tuple(modules.values()) for modules in self._modules]

@@ -82,8 +82,9 @@ class InvertedResidual(Fusable):
 
     def forward(self, x: Tensor) -> Tensor:
         """[N, C_in, H, W] -> [N, C_out, ceil(H / stride), ceil(W / stride)]."""
-        if self.fuses(x):
-            return run_inverted_residual(self, _layers_of, x)
+        fused = run_inverted_residual(self, _layers_of, x)
+        if fused is not None:
+            return fused
         y: Tensor = self.act1(self.bn1(self.conv_pw(x))) if self.expands else x
         y = self.act2(self.bn2(self.conv_dw(y)))
         y = self.bn3(self.conv_pwl(self.se(y)))

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 from torch import Tensor, nn
 
 from greedynas_fast.errors import InputError
-from greedynas_fast.nn.backend import Fusable, norm_act
+from greedynas_fast.nn.backend import Fusable, activation_name, norm_act
 from greedynas_fast.nn.build import build_operation
 from greedynas_fast.nn.dropout import BatchDropout
+from greedynas_fast.nn.prepared import Prepared, slots_of
 from greedynas_fast.nn.primitives import activation, conv2d
+from greedynas_fast.ops import direct
+from greedynas_fast.ops.pooled_pointwise import PooledPointwise
+from greedynas_fast.ops.rows import threads
 from greedynas_fast.spaces.specs import HeadSpec, LayerSpec, StemSpec
 
 
@@ -63,10 +69,38 @@ class Head(Fusable):
 
     def forward(self, x: Tensor) -> Tensor:
         """[N, C, H, W] -> logits [N, num_classes]."""
-        if self.has_conv:
-            x = self.conv(x)
-            x = norm_act(self.bn, self.act, x) if self.fuses(x, self.bn) else self.act(self.bn(x))
-        # Over rows of channels: the gradient then has the layout of x, which an expanded one has not.
-        pooled = x.permute(0, 2, 3, 1).flatten(1, 2).mean(1)
+        pooled = self._pooled_in_one(x) if self.has_conv else None
+        if pooled is None:
+            if self.has_conv:
+                x = self.conv(x)
+                x = norm_act(self.bn, self.act, x) if self.fuses(x, self.bn) else self.act(self.bn(x))
+            # Over rows of channels: the gradient then has the layout of x, which an expanded one has not.
+            pooled = x.permute(0, 2, 3, 1).flatten(1, 2).mean(1)
         logits: Tensor = self.classifier(self.dropout(pooled))
         return logits
+
+    def _pooled_in_one(self, x: Tensor) -> Tensor | None:
+        """[N, C, H, W] -> [N, features]; None where layers are to run one by one."""
+        seen = self.seen_fit(x, self.conv, self.bn, self.act)
+        if seen is None:
+            return None
+        if seen.prepared is None:
+            seen.prepared = _Prepared(self)
+        prepared: _Prepared = seen.prepared
+        return prepared.run(x)
+
+
+class _Prepared(Prepared):
+    """The layers of a head up to the average."""
+
+    def __init__(self, head: Head) -> None:
+        super().__init__([(head.conv, "weight"), *slots_of(head.bn)], [head.bn])
+        self._activation = head.act
+
+    def lay_out(self, x: Tensor, parameters: list[Tensor | None], running: list[direct.Running]) -> direct.Laid:
+        """See `Prepared`."""
+        weight, gamma, beta = cast("list[Tensor]", parameters)
+        name = activation_name(self._activation)
+        assert name is not None
+        (norm,) = self._norms
+        return PooledPointwise(x.shape, weight, (gamma, beta, norm.eps), name, running, threads())

@@ -8,14 +8,10 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from torch import Tensor
-from torch.autograd import forward_ad
 
 from greedynas_fast import _core
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
-
-_PLAIN = (Tensor, torch.nn.Parameter, torch.nn.Buffer)
 
 _LIBRARY = torch.library.Library("greedynas", "DEF")  # type: ignore[no-untyped-call]
 
@@ -35,24 +31,6 @@ def fake(name: str) -> Callable[[_Function], _Function]:
     """A decorator: the function gives the operator's outputs without values, for tracing."""
     decorator: Callable[[_Function], _Function] = torch.library.register_fake(f"greedynas::{name}", lib=_LIBRARY)
     return decorator
-
-
-def unwatched(*tensors: Tensor) -> bool:
-    """Whether nothing but autograd follows what torch's operators do with these tensors.
-
-    Then the core may be called without an operator. Tracers, function transforms, modes, profilers and subclasses of
-    tensors want to see one.
-    """
-    return (
-        all(type(tensor) in _PLAIN for tensor in tensors)
-        and not torch.compiler.is_compiling()
-        and not torch._C._len_torch_dispatch_stack()
-        and not torch._C._is_torch_function_mode_enabled()
-        and not torch._C._are_functorch_transforms_active()
-        and torch._C._get_tracing_state() is None
-        and not torch._C._autograd._profiler_enabled()
-        and forward_ad._current_level < 0
-    )
 
 
 def _join_torchs_team() -> None:

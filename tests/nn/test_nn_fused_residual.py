@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from greedynas_fast.errors import InputError
 from greedynas_fast.nn import InvertedResidual, use_backend
-from greedynas_fast.ops import inverted_residual_direct as direct
+from greedynas_fast.ops import direct
 from greedynas_fast.spaces.specs import InvertedResidualSpec, SqueezeExciteSpec
 
 X = torch.randn(4, 8, 6, 5, generator=torch.Generator().manual_seed(1)).contiguous(memory_format=torch.channels_last)
@@ -69,14 +69,14 @@ def assert_same(found: list[torch.Tensor], expected: list[torch.Tensor]) -> None
 
 
 @pytest.fixture
-def blocks_run(monkeypatch: pytest.MonkeyPatch) -> list[direct.Block]:
+def blocks_run(monkeypatch: pytest.MonkeyPatch) -> list[direct.Laid]:
     """The blocks that have run without an operator."""
-    seen: list[direct.Block] = []
+    seen: list[direct.Laid] = []
     run = direct.run
 
-    def spy(x: torch.Tensor, block: direct.Block, parameters: list[torch.Tensor]) -> torch.Tensor:
-        seen.append(block)
-        return run(x, block, parameters)
+    def spy(x: torch.Tensor, laid: direct.Laid, parameters: list[torch.Tensor]) -> torch.Tensor:
+        seen.append(laid)
+        return run(x, laid, parameters)
 
     monkeypatch.setattr(direct, "run", spy)
     return seen
@@ -84,7 +84,7 @@ def blocks_run(monkeypatch: pytest.MonkeyPatch) -> list[direct.Block]:
 
 @pytest.mark.parametrize("gated", [False, True])
 @pytest.mark.parametrize("expansion", [1, 3])
-def test_equals_the_operator(expansion: int, gated: bool, blocks_run: list[direct.Block]) -> None:
+def test_equals_the_operator(expansion: int, gated: bool, blocks_run: list[direct.Laid]) -> None:
     module = make(expansion, gated=gated)
     for x in (X, X, X[:, :, :3].contiguous(memory_format=torch.channels_last), X):
         expected = by_operator(module, x)
@@ -96,7 +96,7 @@ def test_equals_the_operator(expansion: int, gated: bool, blocks_run: list[direc
     assert len(blocks_run) == 2
 
 
-def test_one_layout_serves_until_something_changes(blocks_run: list[direct.Block]) -> None:
+def test_one_layout_serves_until_something_changes(blocks_run: list[direct.Laid]) -> None:
     module = make()
     for _ in range(3):
         module(X)
@@ -187,14 +187,14 @@ def test_changes_are_noticed(change: Callable[[InvertedResidual], None]) -> None
 
 
 @pytest.mark.parametrize("change", [use_double_statistics, average_all, parametrise, nn.Module.double])
-def test_left_to_others(change: Callable[[InvertedResidual], None], blocks_run: list[direct.Block]) -> None:
+def test_left_to_others(change: Callable[[InvertedResidual], None], blocks_run: list[direct.Laid]) -> None:
     module = make()
     change(module)
     module(X.to(module.conv_pw.weight.dtype))
     assert not blocks_run
 
 
-def test_evaluation_and_mixed_modes(blocks_run: list[direct.Block]) -> None:
+def test_evaluation_and_mixed_modes(blocks_run: list[direct.Laid]) -> None:
     module = make()
     results(module)
     for mode in (nn.Module.eval, nn.Module.train):
@@ -288,7 +288,7 @@ def test_gradients_of_other_layouts() -> None:
             assert torch.isfinite(x.grad).all()
 
 
-def test_bad_input_after_good(blocks_run: list[direct.Block]) -> None:
+def test_bad_input_after_good(blocks_run: list[direct.Laid]) -> None:
     module = make()
     module(X)
     with pytest.raises(InputError, match=r"expand: expected a weight \[24, 7, 1, 1\]"):

@@ -267,8 +267,8 @@ void backward(const InvertedResidual& block, const InvertedResidualTensors& tens
                           gradients.norms[1].bias);
   // What comes through the moments of z2 is added where the depthwise convolution reads the gradient.
   if (block.batch_statistics) {
-    norm::statistics_gradient(block.out_rows(), block.middle, channels2, known(1, false),
-                              space.statistics, space.statistics + block.middle);
+    norm::statistics_gradient(block.out_rows(), block.middle, channels2, known(1, false), space.statistics,
+                              space.statistics + block.middle);
   }
   const bool expands = block.expand != nullptr;
   if (expands) layers.affine(0, moments[0], space.affine1);
@@ -287,8 +287,7 @@ void backward(const InvertedResidual& block, const InvertedResidualTensors& tens
   norm::known_from_affine(block.middle, channels1, space.grad_affine1, space.grad_affine1 + block.middle,
                           gradients.norms[0].weight, gradients.norms[0].bias);
   pointwise_backward(
-      layers.expand(),
-      {{space.grad_z1, block.middle}, {tensors.z1, block.middle}, &channels1, known(0, true)},
+      layers.expand(), {{space.grad_z1, block.middle}, {tensors.z1, block.middle}, &channels1, known(0, true)},
       {block.x, Prologue::none, nullptr, nullptr, nullptr, 0}, block.expand, block.residual ? grad : layers.none,
       space.rest, {gradients.x, nullptr, nullptr, gradients.expand});
 }

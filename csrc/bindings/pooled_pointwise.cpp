@@ -1,0 +1,70 @@
+// The head of a network before its classifier. Addresses of float32 arrays.
+#include "blocks/pooled_pointwise.h"
+
+#include <pybind11/stl.h>
+
+#include <array>
+#include <tuple>
+#include <utility>
+
+#include "bindings.h"
+
+namespace greedynas::bindings {
+
+namespace py = pybind11;
+
+namespace {
+
+using blocks::PooledPointwise;
+using Released = py::call_guard<py::gil_scoped_release>;
+using Address = std::uintptr_t;
+
+// An address, and the distance of rows.
+using Place = std::pair<Address, std::int64_t>;
+
+PooledPointwise with_input(PooledPointwise layer, Place x) {
+  layer.x = {at<const void>(x.first), x.second};
+  return layer;
+}
+
+}  // namespace
+
+void bind_pooled_pointwise(py::module_& m) {
+  py::class_<PooledPointwise>(m, "PooledPointwise")
+      // sizes: images, pixels, channels of x and of the result. norm: weight, bias, eps. activation as BnAct's.
+      .def(py::init([](const std::array<std::int64_t, 4>& sizes, Address weight,
+                       const std::tuple<Address, Address, double>& norm, int activation, int threads) {
+             const auto& [scale, bias, eps] = norm;
+             return PooledPointwise{sizes[0],
+                                    sizes[1],
+                                    static_cast<int>(sizes[2]),
+                                    static_cast<int>(sizes[3]),
+                                    {nullptr, 0},
+                                    at<const float>(weight),
+                                    {at<const float>(scale), at<const float>(bias), static_cast<float>(eps)},
+                                    static_cast<norm::Activation>(activation),
+                                    threads};
+           }),
+           py::arg("sizes"), py::arg("weight"), py::arg("norm"), py::arg("activation"), py::arg("threads"))
+      .def("workspace_floats", [](const PooledPointwise& self) { return blocks::workspace_floats(self); })
+      .def(
+          "forward",
+          [](const PooledPointwise& self, Place x, Address moments, Address z, Address workspace, Address pooled) {
+            blocks::forward(with_input(self, x), at<float>(moments), at<float>(z), at<float>(workspace),
+                            at<float>(pooled));
+          },
+          py::arg("x"), py::arg("moments"), py::arg("z"), py::arg("workspace"), py::arg("pooled"), Released())
+      // gradients: of x, of the weight, and of weight and bias of the norm.
+      .def(
+          "backward",
+          [](const PooledPointwise& self, Place x, Address moments, Address z, Address grad, Address workspace,
+             const std::array<Address, 4>& gradients) {
+            const auto of = [&](std::size_t i) { return at<float>(gradients[i]); };
+            blocks::backward(with_input(self, x), at<const float>(moments), at<const float>(z), at<const float>(grad),
+                             at<float>(workspace), {of(0), of(1), {of(2), of(3)}});
+          },
+          py::arg("x"), py::arg("moments"), py::arg("z"), py::arg("grad"), py::arg("workspace"), py::arg("gradients"),
+          Released());
+}
+
+}  // namespace greedynas::bindings

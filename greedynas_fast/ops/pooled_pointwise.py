@@ -1,0 +1,103 @@
+"""What comes before a network's classifier, for `direct`: 1x1 convolution, batch norm, activation, global average.
+
+See csrc/blocks/pooled_pointwise.h. There is no operator for it: where one is wanted, layers run one by one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from greedynas_fast import _core
+from greedynas_fast.errors import InputError
+from greedynas_fast.reference.bn_act import ACTIVATIONS
+
+from . import bn_core
+from .direct import Buffers, Laid, Running, unwatched, update_running
+
+
+class PooledPointwise(Laid):
+    """The layers for inputs of one shape, with statistics of the batch.
+
+    Args:
+        shape: [N, C_in, H, W] of x.
+        weight: [C, C_in, 1, 1]; as the others float32 and contiguous, used by address.
+        norm: weight [C], bias [C] and eps.
+        activation: `identity`, `relu`, `hard_swish` or `silu`.
+        running: what is to be updated, or nothing.
+        threads: to run on.
+
+    Raises:
+        InputError: a shape that the weight does not fit, or a single value a channel.
+    """
+
+    name = "pooled_pointwise"
+
+    def __init__(
+        self,
+        shape: Sequence[int],
+        weight: Tensor,
+        norm: tuple[Tensor, Tensor, float],
+        activation: str,
+        running: Sequence[Running],
+        threads: int,
+    ) -> None:
+        n, channels, height, width = shape
+        out, pixels = weight.shape[0], height * width
+        if weight.shape != (out, channels, 1, 1):
+            raise InputError(f"head: expected a weight [{out}, {channels}, 1, 1], got {list(weight.shape)}")
+        if n * pixels == 1:
+            raise InputError(f"head: x: expected more than one value a channel in training, got {list(shape)}")
+        gamma, beta, self._eps = norm
+        self._activation = activation
+        self._core = _core.PooledPointwise(
+            (n, pixels, channels, out),
+            weight.data_ptr(),
+            (gamma.data_ptr(), beta.data_ptr(), self._eps),
+            bn_core.ACTIVATIONS[activation],
+            threads,
+        )
+        self._shape = (n, out)
+        self._shapes = (weight.shape, gamma.shape, beta.shape)
+        self._kept = Buffers([2 * out, n * pixels * out])
+        self._workspace_floats = self._core.workspace_floats()
+        self._running = [(r, n * pixels, out) for r in running]
+
+    def forward(self, x: Tensor, keep: bool) -> tuple[Tensor, Tensor]:
+        """See `Laid`. The result is [N, C]."""
+        pooled = torch.empty(self._shape, dtype=torch.float32)
+        kept = torch.empty(self._kept.floats, dtype=torch.float32)
+        workspace = torch.empty(self._workspace_floats, dtype=torch.float32)
+        moments, z = self._kept.addresses(kept)
+        self._core.forward((x.data_ptr(), x.shape[1]), moments, z, workspace.data_ptr(), pooled.data_ptr())
+        update_running(self._running, [moments])
+        return pooled, kept
+
+    def backward(self, grad: Tensor, x: Tensor, kept: Tensor, parameters: Sequence[Tensor]) -> Sequence[Tensor]:
+        """See `Laid`."""
+        if not unwatched(grad, x):
+            return self._by_layers(grad, x, parameters)
+        grad = grad.contiguous()
+        gradients = [torch.empty_like(x), *(torch.empty(shape, dtype=torch.float32) for shape in self._shapes)]
+        workspace = torch.empty(self._workspace_floats, dtype=torch.float32)
+        moments, z = self._kept.addresses(kept)
+        self._core.backward(
+            (x.data_ptr(), x.shape[1]),
+            moments,
+            z,
+            grad.data_ptr(),
+            workspace.data_ptr(),
+            [value.data_ptr() for value in gradients],
+        )
+        return gradients
+
+    def _by_layers(self, grad: Tensor, x: Tensor, parameters: Sequence[Tensor]) -> Sequence[Tensor]:
+        """The same for something that wants to see operators: the forward pass once more, and torch's gradients."""
+        with torch.enable_grad():
+            leaves = [value.detach().requires_grad_() for value in (x, *parameters)]
+            x, weight, gamma, beta = leaves
+            z = F.batch_norm(F.conv2d(x, weight), None, None, gamma, beta, True, 0.0, self._eps)
+            return torch.autograd.grad(ACTIVATIONS[self._activation](z).mean((2, 3)), leaves, grad)

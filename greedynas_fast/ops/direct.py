@@ -113,6 +113,14 @@ class Laid(ABC):
         """
 
 
+def layout_of(parameter: Tensor) -> tuple[torch.Size, tuple[int, ...]]:
+    """Size and strides of a contiguous parameter, for its gradient: torch copies a gradient of other strides.
+
+    Strides of channels-last weights with one channel or one pixel differ from the usual ones, and mean the same.
+    """
+    return parameter.size(), parameter.stride()
+
+
 def run(x: Tensor, laid: Laid, parameters: Sequence[Tensor]) -> Tensor:
     """Run layers, differentiably where that is wanted.
 

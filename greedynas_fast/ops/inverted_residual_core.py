@@ -183,7 +183,9 @@ def _backward(
 
 def _gradients(x: Tensor, parameters: _Parameters, weights: Sequence[Tensor]) -> list[Tensor]:
     def like(parameter: Tensor | None) -> Tensor:
-        return x.new_empty(0 if parameter is None else parameter.shape, dtype=torch.float32)
+        if parameter is None or not parameter.is_contiguous():
+            return x.new_empty(0 if parameter is None else parameter.shape, dtype=torch.float32)
+        return torch.empty_like(parameter, dtype=torch.float32)  # of its strides: torch copies other gradients
 
     grad_x = torch.empty_like(x, memory_format=torch.channels_last)
     return [grad_x, *(like(value) for value in (*parameters, *weights))]

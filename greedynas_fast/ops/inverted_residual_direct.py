@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from . import inverted_residual_core as core
-from .direct import Buffers, Laid, Running, unwatched, update_running
+from .direct import Buffers, Laid, Running, layout_of, unwatched, update_running
 from .inverted_residual_core import NUM_PARAMETERS, Options
 from .rows import rows_of
 
@@ -39,7 +39,7 @@ class Block(Laid):
         self._core = core.make_block(shape, parameters, weights, o, threads)
         self._options = o
         self._present = [i for i, value in enumerate(parameters) if value is not None]
-        self._shapes = [value.shape for value in (*parameters, *weights) if value is not None]
+        self._gradients = [layout_of(value) for value in (*parameters, *weights) if value is not None]
         expand, project, reduce = parameters[0], parameters[5], parameters[8]
         assert project is not None
         n, _, height, width = shape
@@ -79,7 +79,7 @@ class Block(Laid):
             return self._by_operator(grad, x, kept, parameters)
         grad, _, grad_stride = rows_of(grad)
         grad_x = torch.empty_like(x)
-        gradients = [torch.empty(shape, dtype=torch.float32) for shape in self._shapes]
+        gradients = [torch.empty_strided(*layout, dtype=torch.float32) for layout in self._gradients]
         workspace = torch.empty(self._backward_floats, dtype=torch.float32)
         places = self._kept.addresses(kept)
         found = [value.data_ptr() for value in gradients]

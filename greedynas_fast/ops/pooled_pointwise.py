@@ -16,7 +16,7 @@ from greedynas_fast.errors import InputError
 from greedynas_fast.reference.bn_act import ACTIVATIONS
 
 from . import bn_core
-from .direct import Buffers, Laid, Running, unwatched, update_running
+from .direct import Buffers, Laid, Running, layout_of, unwatched, update_running
 
 
 class PooledPointwise(Laid):
@@ -61,7 +61,7 @@ class PooledPointwise(Laid):
             threads,
         )
         self._shape = (n, out)
-        self._shapes = (weight.shape, gamma.shape, beta.shape)
+        self._gradients = [layout_of(value) for value in (weight, gamma, beta)]
         self._kept = Buffers([2 * out, n * pixels * out])
         self._workspace_floats = self._core.workspace_floats()
         self._running = [(r, n * pixels, out) for r in running]
@@ -81,7 +81,8 @@ class PooledPointwise(Laid):
         if not unwatched(grad, x):
             return self._by_layers(grad, x, parameters)
         grad = grad.contiguous()
-        gradients = [torch.empty_like(x), *(torch.empty(shape, dtype=torch.float32) for shape in self._shapes)]
+        gradients = [torch.empty_strided(*layout, dtype=torch.float32) for layout in self._gradients]
+        grad_x = torch.empty_like(x)
         workspace = torch.empty(self._workspace_floats, dtype=torch.float32)
         moments, z = self._kept.addresses(kept)
         self._core.backward(
@@ -90,9 +91,9 @@ class PooledPointwise(Laid):
             z,
             grad.data_ptr(),
             workspace.data_ptr(),
-            [value.data_ptr() for value in gradients],
+            [grad_x.data_ptr(), *(value.data_ptr() for value in gradients)],
         )
-        return gradients
+        return [grad_x, *gradients]
 
     def _by_layers(self, grad: Tensor, x: Tensor, parameters: Sequence[Tensor]) -> Sequence[Tensor]:
         """The same for something that wants to see operators: the forward pass once more, and torch's gradients."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import gc
 import io
@@ -314,3 +315,11 @@ def test_copies_keep_nothing() -> None:
     del module, other
     gc.collect()
     assert alive() is None
+
+
+@pytest.mark.parametrize("watched", [False, True])
+def test_gradients_have_the_strides_of_parameters(watched: bool) -> None:
+    module = make().to(memory_format=torch.channels_last)
+    with Watcher() if watched else contextlib.nullcontext():
+        module(X).sum().backward()
+    assert all(p.grad is not None and p.grad.stride() == p.stride() for p in module.parameters())

@@ -205,6 +205,7 @@ class Algorithm1:
         """Tensors and plain values only; the tensors are live."""
         return {
             "space": self.space.fingerprint(),
+            "sampler": self.config.train.sampler,
             "step": self.step,
             "updates": self.updates,
             "allowed": torch.from_numpy(self.allowed),
@@ -223,8 +224,12 @@ class Algorithm1:
         """Go on where the training that gave `state` stood; the space must be the same (the caller checks).
 
         Raises:
-            InputError: `state` needs operations that this training has merged already; a new training takes it.
+            InputError: `state` needs operations that this training has merged already, and a new training takes it; or
+                it is of a training with another sampler, whose paths wait in it.
         """
+        sampler = self.config.train.sampler
+        if state.get("sampler", sampler) != sampler:  # older checkpoints do not say
+            raise InputError(f"state: it is of a training with train.sampler {state['sampler']}, this one has {sampler}")
         allowed = state["allowed"].numpy()
         if (allowed & ~self.net.allowed).any():
             raise InputError("state: it has operations that this training has merged; load it into a new training")

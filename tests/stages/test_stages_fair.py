@@ -78,6 +78,18 @@ class TorchTwin:
         return sum(losses) / len(losses)
 
 
+def test_state_of_another_sampler_is_refused(config: Path, here: Path) -> None:
+    with opened(config, train__sampler="fair") as context:
+        state = build(context).state_dict()
+    with opened(config, Path("runs/other"), train__sampler="uniform") as context:
+        algorithm = build(context)
+        before = algorithm.bank.data.clone()
+        with pytest.raises(InputError, match=r"train\.sampler fair, this one has uniform"):
+            algorithm.load_state_dict(state)
+        assert torch.equal(algorithm.bank.data, before)
+        assert algorithm.step == 0
+
+
 @pytest.mark.parametrize(
     "options",
     [

@@ -10,7 +10,8 @@ from timm.models._efficientnet_blocks import DepthwiseSeparableConv, InvertedRes
 from torch import Tensor, nn
 
 from greedynas_fast.nn.accelerated_torch import Swap, depthwise_groups, is_pointwise
-from greedynas_fast.nn.backend import Fusable, activation_name, norm_act
+from greedynas_fast.nn.backend import Fusable, activation_name
+from greedynas_fast.nn.fused_norm import run_norm_act
 from greedynas_fast.nn.fused_residual import BlockLayers, GateLayers, run_inverted_residual
 from greedynas_fast.ops.mixconv import mixconv
 from greedynas_fast.ops.squeeze_excite import squeeze_excite
@@ -34,9 +35,9 @@ class FusedBatchNormAct2d(Fusable, BatchNormAct2d):  # type: ignore[misc]
 
     def forward(self, x: Tensor) -> Tensor:
         """What timm's layer does."""
-        if self.fuses(x):
-            return norm_act(self, cast("nn.Module", self.act), x)
-        y: Tensor = super().forward(x)
+        y = run_norm_act(self, self, cast("nn.Module", self.act), x)
+        if y is None:
+            y = super().forward(x)
         return y
 
 

@@ -26,6 +26,9 @@ Backend = Literal["auto", "fused", "reference"]
 _FUSED_ACTIVATIONS = {nn.Identity: "identity", nn.ReLU: "relu", nn.Hardswish: "hard_swish", nn.SiLU: "silu"}
 
 
+_REMEMBERED = 4  # sets of layers a block: none asks about more, unless its layers are replaced
+
+
 class Fusable(nn.Module):
     """A block that can run fused.
 
@@ -64,7 +67,7 @@ class Fusable(nn.Module):
         """
         if torch.compiler.is_compiling() or not self._may_fuse() or self._obstacle(x, layers) is not None:
             return None
-        return self.__dict__["_layers_seen"][layers]  # type: ignore[no-any-return]
+        return self._seen().get(layers)
 
     def _may_fuse(self) -> bool:
         return not (self.backend == "reference" or torch.compiler.is_exporting() or torch.onnx.is_in_onnx_export())
@@ -77,14 +80,20 @@ class Fusable(nn.Module):
             return None
         obstacle = next((str(layer) for layer in layers or _parts(self) if not self._stands_for(layer)), None)
         if obstacle is None and not torch.compiler.is_compiling():
-            self.__dict__.setdefault("_layers_seen", {})[layers] = LayersSeen(self, layers)
+            others = [item for item in self._seen().items() if item[0] != layers][1 - _REMEMBERED :]
+            self.__dict__["_layers_seen"] = dict([*others, (layers, LayersSeen(self, layers))])
         return obstacle
+
+    def _seen(self) -> dict[tuple[nn.Module, ...], LayersSeen]:
+        """By the layers that `fuses` was asked about. Kept where torch does not look, for it would take time."""
+        found: dict[tuple[nn.Module, ...], LayersSeen] = self.__dict__.get("_layers_seen", {})
+        return found
 
     def _found(self, layers: tuple[nn.Module, ...]) -> LayersSeen | None:
         """What an earlier call found to be fit, if it is all the same now."""
         if torch.compiler.is_compiling():
             return None
-        found: LayersSeen | None = self.__dict__.get("_layers_seen", {}).get(layers)
+        found = self._seen().get(layers)
         return found if found is not None and found.holds(self) else None
 
     def _stands_for(self, layer: nn.Module) -> bool:

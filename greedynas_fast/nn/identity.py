@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from greedynas_fast.nn.backend import Fusable, norm_act
+from greedynas_fast.nn.backend import Fusable
+from greedynas_fast.nn.fused_norm import IDENTITY, run_norm_act
 from greedynas_fast.nn.primitives import conv2d
 
 
@@ -25,7 +26,9 @@ class ConvIdentity(Fusable):
     def forward(self, x: Tensor) -> Tensor:
         """[N, C_in, H, W] -> [N, C_out, ceil(H / stride), ceil(W / stride)]."""
         raw: Tensor = self.conv(x)
-        y: Tensor = norm_act(self.bn, nn.Identity(), raw) if self.fuses(raw, self.bn) else self.bn(raw)
+        y = run_norm_act(self, self.bn, IDENTITY, raw)
+        if y is None:
+            y = self.bn(raw)
         return y
 
 

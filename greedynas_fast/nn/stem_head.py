@@ -10,6 +10,7 @@ from greedynas_fast.errors import InputError
 from greedynas_fast.nn.backend import Fusable, activation_name, norm_act
 from greedynas_fast.nn.build import build_operation
 from greedynas_fast.nn.dropout import BatchDropout
+from greedynas_fast.nn.fused_norm import run_norm_act
 from greedynas_fast.nn.prepared import Prepared, slots_of
 from greedynas_fast.nn.primitives import activation, conv2d
 from greedynas_fast.ops import direct
@@ -43,7 +44,9 @@ class Stem(Fusable):
     def forward(self, x: Tensor) -> Tensor:
         """Images [N, C, H, W] to the input of the first searchable layer."""
         raw = self.conv(x)
-        activated = norm_act(self.bn, self.act, raw) if self.fuses(raw, self.bn) else self.act(self.bn(raw))
+        activated = run_norm_act(self, self.bn, self.act, raw)
+        if activated is None:
+            activated = self.act(self.bn(raw))
         y: Tensor = self.blocks(self.pool(activated))
         return y
 
@@ -73,7 +76,7 @@ class Head(Fusable):
         if pooled is None:
             if self.has_conv:
                 x = self.conv(x)
-                x = norm_act(self.bn, self.act, x) if self.fuses(x, self.bn) else self.act(self.bn(x))
+                x = norm_act(self.bn, self.act, x) if self.fuses(x, self.bn, self.act) else self.act(self.bn(x))
             # Over rows of channels: the gradient then has the layout of x, which an expanded one has not.
             pooled = x.permute(0, 2, 3, 1).flatten(1, 2).mean(1)
         logits: Tensor = self.classifier(self.dropout(pooled))

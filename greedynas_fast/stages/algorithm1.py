@@ -229,7 +229,8 @@ class Algorithm1:
         """
         sampler = self.config.train.sampler
         if state.get("sampler", sampler) != sampler:  # older checkpoints do not say
-            raise InputError(f"state: it is of a training with train.sampler {state['sampler']}, this one has {sampler}")
+            found = state["sampler"]
+            raise InputError(f"state: it is of a training with train.sampler {found}, this one has {sampler}")
         allowed = state["allowed"].numpy()
         if (allowed & ~self.net.allowed).any():
             raise InputError("state: it has operations that this training has merged; load it into a new training")

@@ -68,7 +68,7 @@ void bind_blocks(py::module_& m) {
       .def(
           "forward",
           [](const MixconvCall& call, const Tensor& y, std::uintptr_t stats, std::uintptr_t workspace, int threads) {
-            blocks::mixconv_forward(call, tensor_of(y), at<float>(stats), at<void>(workspace), threads);
+            blocks::mixconv_forward(call, tensor_of(y), at<float>(stats), {}, at<void>(workspace), threads);
           },
           py::arg("y"), py::arg("stats"), py::arg("workspace"), py::arg("threads"), Released())
       .def("backward", &backward, py::arg("grad"), py::arg("stats_grad"), py::arg("y"), py::arg("x_grad"),

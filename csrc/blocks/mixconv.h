@@ -55,6 +55,12 @@ struct MixconvCall {
   std::int64_t out_width() const { return (width - 1) / stride + 1; }
 };
 
+// Mean and biased variance [C] of each channel of y, to be written; nullptr, both: not wanted. Taken of some rows at a
+// time while these are in the caches. float32, and y has no gaps between rows and images.
+struct MixconvMoments {
+  float *mean = nullptr, *variance = nullptr;
+};
+
 struct MixconvBackward {
   MixconvTensor grad;                 // of y
   const float* stats_grad = nullptr;  // [2, C], of the statistics; nullptr: none, and y is not read
@@ -69,7 +75,8 @@ std::size_t mixconv_workspace_bytes(const MixconvCall& call, int threads);
 // Writes y [N, out_height, out_width, C] and, unless nullptr, stats [2, C]: sum and sum of squares over each channel
 // of y as it is stored. The kernels are those of cpu::selected(). Throws std::invalid_argument on a call that is
 // malformed in itself (kernel size, stride).
-void mixconv_forward(const MixconvCall& call, const MixconvTensor& y, float* stats, void* workspace, int threads);
+void mixconv_forward(const MixconvCall& call, const MixconvTensor& y, float* stats, const MixconvMoments& moments,
+                     void* workspace, int threads);
 
 // Writes the gradients that are wanted, in one sweep over x and grad.
 void mixconv_backward(const MixconvCall& call, const MixconvBackward& backward, void* workspace, int threads);

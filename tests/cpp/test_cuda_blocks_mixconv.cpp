@@ -77,7 +77,7 @@ class Trial {
     Floats stats(2 * channels_, std::nanf(""));
     cuda::mixconv_forward(device_, place(y_, out_height_, out_width_), stats.data(), workspace_.data(), nullptr);
     Floats want(y_.rows * channels_);
-    blocks::mixconv_forward(core_, place(want, out_height_, out_width_), nullptr, core_workspace_.data(), 1);
+    blocks::mixconv_forward(core_, place(want, out_height_, out_width_), nullptr, {}, core_workspace_.data(), 1);
     const Floats got = y_.compact();
     compare(name("y"), got, want, kSumError + spacing(storage_));
     CHECK(y_.gaps_are_empty());

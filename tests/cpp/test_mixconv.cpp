@@ -234,7 +234,7 @@ void check(const blocks::MixconvKernel& kernel, const Setting& setting) {
   Trial t(setting);
   const double tolerance = setting.bf16 ? 0.005 : 1e-5;
   std::vector<char> workspace(blocks::mixconv_workspace_bytes(t.call, 2));
-  blocks::mixconv_forward_with(kernel, t.call, t.tensor(t.y, t.out_height, t.out_width), t.stats.data(),
+  blocks::mixconv_forward_with(kernel, t.call, t.tensor(t.y, t.out_height, t.out_width), t.stats.data(), {},
                                workspace.data(), 2);
   t.define_forward();
   compare("y", kernel.name, t.want_y, tolerance, [&](std::size_t i) { return t.y.get(i); });
@@ -276,6 +276,49 @@ void test_kernels_against_the_definition() {
   }
 }
 
+// Means far from zero beside small deviations, on one thread and on three: the same bits, and y as without moments.
+void check_moments(const blocks::MixconvKernel& kernel, const Setting& setting) {
+  Trial t(setting);
+  const auto all = static_cast<std::size_t>(t.channels);
+  for (float& value : t.x.floats) value = 100.0F + value;
+  const blocks::MixconvTensor y = t.tensor(t.y, t.out_height, t.out_width);
+  std::vector<char> workspace(blocks::mixconv_workspace_bytes(t.call, 3));
+  blocks::mixconv_forward_with(kernel, t.call, y, nullptr, {}, workspace.data(), 3);
+  const std::vector<float> want_y = t.y.floats;
+  std::vector<double> mean(all, 0.0), variance(all, 0.0);
+  const double count = static_cast<double>(want_y.size() / all);
+  for (std::size_t i = 0; i < want_y.size(); ++i) mean[i % all] += static_cast<double>(want_y[i]) / count;
+  for (std::size_t i = 0; i < want_y.size(); ++i) {
+    variance[i % all] += std::pow(static_cast<double>(want_y[i]) - mean[i % all], 2) / count;
+  }
+  std::vector<float> found[2];
+  for (int which = 0; which < 2; ++which) {
+    found[which].assign(2 * all, std::nanf(""));
+    float* const moments = found[which].data();
+    t.y.floats.assign(want_y.size(), std::nanf(""));
+    std::vector<char> space(blocks::mixconv_workspace_bytes(t.call, 1 + 2 * which), '\xFF');
+    blocks::mixconv_forward_with(kernel, t.call, y, t.stats.data(), {moments, moments + all}, space.data(),
+                                 1 + 2 * which);
+    CHECK(t.y.floats == want_y);
+  }
+  CHECK(found[0] == found[1]);
+  for (std::size_t c = 0; c < all; ++c) {
+    CHECK(std::fabs(static_cast<double>(found[0][c]) - mean[c]) <= 1e-5 * (1 + std::fabs(mean[c])));
+    CHECK(std::fabs(static_cast<double>(found[0][all + c]) - variance[c]) <= 1e-4 * variance[c]);
+  }
+}
+
+void test_moments() {
+  for (const blocks::MixconvKernel* kernel : kernels()) {
+    for (const int stride : {1, 2}) {
+      // Some rows at a time, several images at a time, chunks of images of which the last one is smaller, many blocks.
+      check_moments(*kernel, {2, 110, 45, {{20, 3}, {5, 5}}, stride, false, MixconvActivation::none});
+      check_moments(*kernel, {300, 5, 4, {{33, 3}, {210, 5}}, stride, false, MixconvActivation::relu});
+      check_moments(*kernel, {3, 1, 2, {{3, 3}}, stride, false, MixconvActivation::identity});
+    }
+  }
+}
+
 void test_bad_calls() {
   const Setting good{1, 3, 3, {{4, 3}}, 1, false, MixconvActivation::none};
   for (const int kernel : {0, 2, 13, -1}) {
@@ -292,6 +335,7 @@ void test_bad_calls() {
 
 int main() {
   test_kernels_against_the_definition();
+  test_moments();
   test_bad_calls();
   return failed_checks == 0 ? 0 : 1;
 }

@@ -133,8 +133,8 @@ void test_expand(std::int64_t images, std::int64_t size, int in, int out, int st
   call.x = {z.data(), size * size * out, size * out, out};
   Floats want(static_cast<std::size_t>(images * out_size * out_size * out));
   std::vector<char> bytes(blocks::mixconv_workspace_bytes(call, 1));
-  blocks::mixconv_forward(call, {want.data(), out_size * out_size * out, out_size * out, out}, nullptr, bytes.data(),
-                          1);
+  blocks::mixconv_forward(call, {want.data(), out_size * out_size * out, out_size * out, out}, nullptr, {},
+                          bytes.data(), 1);
   call.x = {};
   for (int threads = 1; threads <= 2; ++threads) {
     const blocks::Pointwise expand{rows, in, out, threads};

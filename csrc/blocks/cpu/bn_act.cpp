@@ -111,15 +111,14 @@ void moments(const Shape& shape, Input x, int threads, float* workspace, float* 
                    space.accumulator(chunk, 1));
   });
   const std::int64_t full = chunk_rows(shape);
-  for (int c = 0; c < shape.channels; ++c) {
-    JoinedMoments joined;
-    for (std::int64_t chunk = 0; chunk < space.chunks; ++chunk) {
-      joined.add(std::min(full, shape.rows - chunk * full), static_cast<double>(space.accumulator(chunk, 0)[c]),
-                 static_cast<double>(space.accumulator(chunk, 1)[c]));
-    }
-    mean[c] = static_cast<float>(static_cast<double>(element(x.data, c, shape.storage)) + joined.mean);
-    variance[c] = static_cast<float>(joined.variance());
-  }
+  join_moments(
+      space.chunks, shape.channels, mean, variance,
+      [&](std::int64_t chunk) { return std::min(full, shape.rows - chunk * full); },
+      [&](std::int64_t chunk, int c) -> PartMoments {
+        const auto first = static_cast<double>(element(x.data, c, shape.storage));
+        return {first + static_cast<double>(space.accumulator(chunk, 0)[c]),
+                static_cast<double>(space.accumulator(chunk, 1)[c])};
+      });
 }
 
 void update_running(const Shape& shape, const float* mean, const float* variance, double share, float* running_mean,

@@ -32,20 +32,37 @@ inline void* from_row(void* output, std::int64_t row, const Shape& shape) {
   return static_cast<char*>(output) + row * shape.channels * bytes_of(shape.storage);
 }
 
-// Moments of rows, joined from those of chunks (Chan, Golub, LeVeque 1979).
-struct JoinedMoments {
-  double rows = 0.0, mean = 0.0, squares = 0.0;
-
-  // More rows: their mean, and the sum of their squared differences from it.
-  void add(std::int64_t more, double mean_of_more, double squares_of_more) {
-    const auto count = static_cast<double>(more);
-    const double step = mean_of_more - mean;
-    squares += squares_of_more + step * step * (rows * count / (rows + count));
-    mean += step * (count / (rows + count));
-    rows += count;
-  }
-  double variance() const { return squares / rows; }
+// Mean and sum of squared differences from it.
+struct PartMoments {
+  double mean, squares;
 };
+
+// Mean and biased variance [channels] of all rows, joined from those of parts (Chan, Golub, LeVeque 1979): rows(part),
+// and of(part, channel). The loops over channels are the inner ones, so that they become vectors.
+template <class Rows, class Of>
+void join_moments(std::int64_t parts, int channels, float* mean, float* variance, const Rows& rows, const Of& of) {
+  constexpr int kTogether = 64;
+  for (int first = 0; first < channels; first += kTogether) {
+    const int count = std::min(kTogether, channels - first);
+    double means[kTogether] = {}, squares[kTogether] = {};
+    double before = 0.0;
+    for (std::int64_t part = 0; part < parts; ++part) {
+      const auto more = static_cast<double>(rows(part));
+      const double share = more / (before + more), spread = before * share;
+      for (int c = 0; c < count; ++c) {
+        const PartMoments own = of(part, first + c);
+        const double step = own.mean - means[c];
+        squares[c] += own.squares + step * step * spread;
+        means[c] += step * share;
+      }
+      before += more;
+    }
+    for (int c = 0; c < count; ++c) {
+      mean[first + c] = static_cast<float>(means[c]);
+      variance[first + c] = static_cast<float>(squares[c] / before);
+    }
+  }
+}
 
 // A pass goes over the chunks backwards where the pass before it went forwards: what that one read last is in the
 // caches.

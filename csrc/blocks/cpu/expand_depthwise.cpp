@@ -1,7 +1,6 @@
 #include "blocks/expand_depthwise.h"
 
 #include "blocks/cpu/bn_act_chunks.h"
-#include "blocks/cpu/bn_act_kernels.h"
 #include "blocks/cpu/gemm_kernels.h"
 #include "blocks/cpu/pointwise_blocks.h"
 #include "blocks/cpu/squeeze_excite_kernels.h"
@@ -118,17 +117,18 @@ struct Chunks {
 };
 
 struct ExpandSpace {
-  float *packed, *accumulators;
+  float *packed, *all_moments;
   std::int64_t width, floats;
 
   ExpandSpace(const ExpandDepthwise& layer, float* workspace) {
     Pieces pieces(workspace);
     width = padded(layer.expand.out);
     packed = pieces.take(gemm_packed_floats(layer.expand.in, layer.expand.out));
-    accumulators = pieces.take(3 * Chunks(layer).count * width);
+    all_moments = pieces.take(2 * Chunks(layer).count * width);
     floats = pieces.taken();
   }
-  float* accumulator(std::int64_t chunk, int which) const { return accumulators + (3 * chunk + which) * width; }
+  // Means of a chunk, or variances.
+  float* moments(std::int64_t chunk, int which) const { return all_moments + (2 * chunk + which) * width; }
 };
 
 // Expands some rows of x into memory of this thread.
@@ -157,7 +157,6 @@ void expand_depthwise(const ExpandDepthwise& layer, float* workspace, float* y, 
   const Chunks chunks(layer);
   const std::int64_t pixels = whole.height * whole.width, out_pixels = whole.out_height() * whole.out_width();
   gemm_kernel_for(cpu::selected()).pack(layer.weight, 1, expand.in, expand.in, expand.out, space.packed);
-  const norm::Kernel& norm = norm::kernel_for(cpu::selected(), expand.out);
   const auto images_of = [&](std::int64_t chunk) {
     return std::min(chunks.images, whole.batch - chunk * chunks.images);
   };
@@ -169,25 +168,19 @@ void expand_depthwise(const ExpandDepthwise& layer, float* workspace, float* y, 
       some.x = {const_cast<float*>(z), pixels * expand.out, whole.width * expand.out, expand.out};
       float* const to = y + chunk * chunks.images * out_pixels * expand.out;
       const auto bytes = static_cast<std::int64_t>(mixconv_workspace_bytes(some, 1));
-      mixconv_forward(some, {to, out_pixels * expand.out, whole.out_width() * expand.out, expand.out}, nullptr,
+      MixconvMoments moments;
+      if (mean != nullptr) moments = {space.moments(chunk, 0), space.moments(chunk, 1)};
+      mixconv_forward(some, {to, out_pixels * expand.out, whole.out_width() * expand.out, expand.out}, nullptr, moments,
                       scratch(kMixconv, bytes / 4 + 1), 1);
-      if (mean == nullptr) continue;
-      float* const first = space.accumulator(chunk, 2);  // what the means are relative to
-      std::copy_n(to, expand.out, first);
-      norm.moments({Storage::float32, some.batch * out_pixels, expand.out, false}, {to, expand.out}, first,
-                   space.accumulator(chunk, 0), space.accumulator(chunk, 1));
     }
   });
   if (mean == nullptr) return;
-  for (int c = 0; c < expand.out; ++c) {
-    norm::JoinedMoments joined;
-    for (std::int64_t chunk = 0; chunk < chunks.count; ++chunk) {
-      const auto of = [&](int which) { return static_cast<double>(space.accumulator(chunk, which)[c]); };
-      joined.add(images_of(chunk) * out_pixels, of(2) + of(0), of(1));
-    }
-    mean[c] = static_cast<float>(joined.mean);
-    variance[c] = static_cast<float>(joined.variance());
-  }
+  const auto rows = [&](std::int64_t chunk) { return images_of(chunk) * out_pixels; };
+  norm::join_moments(chunks.count, expand.out, mean, variance, rows,
+                     [&](std::int64_t chunk, int c) -> norm::PartMoments {
+                       const auto of = [&](int which) { return static_cast<double>(space.moments(chunk, which)[c]); };
+                       return {of(0), of(1) * static_cast<double>(rows(chunk))};
+                     });
 }
 
 }  // namespace greedynas::blocks

@@ -102,8 +102,8 @@ bool gated(const InvertedResidual& block) { return block.gate.reduce_weight != n
 std::int64_t largest_workspace(const Layers& layers, bool in_caches) {
   const InvertedResidual& block = layers.block;
   const MixconvCall call = layers.depthwise(nullptr, nullptr);
-  std::int64_t most = std::max({blocks::workspace_floats(layers.project()), norm::workspace_floats(layers.shape2()),
-                                norm::workspace_floats(layers.norm3(false).shape)});
+  std::int64_t most =
+      std::max(blocks::workspace_floats(layers.project()), norm::workspace_floats(layers.norm3(false).shape));
   if (in_caches) {
     most = std::max({most, expanded_moments_floats(layers.expand()),
                      expand_depthwise_floats({layers.expand(), block.x, block.expand, call})});
@@ -198,9 +198,8 @@ void expand_and_convolve(const Layers& layers, const InvertedResidualTensors& te
               mean1, variance1);
     layers.affine(0, moments1, space.affine1);
   }
-  mixconv_forward(layers.depthwise(z1, space.affine1), layers.image2(z2), nullptr, space.rest, block.threads);
-  if (mean2 == nullptr) return;
-  norm::moments(layers.shape2(), {z2, block.middle}, block.threads, space.rest, mean2, variance2);
+  mixconv_forward(layers.depthwise(z1, space.affine1), layers.image2(z2), nullptr, {mean2, variance2}, space.rest,
+                  block.threads);
 }
 
 }  // namespace

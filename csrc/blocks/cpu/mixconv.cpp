@@ -6,6 +6,7 @@
 #include <stdexcept>
 #include <string>
 
+#include "blocks/cpu/bn_act_chunks.h"
 #include "blocks/cpu/mixconv_kernels.h"
 #include "cpu/team.h"
 
@@ -25,24 +26,32 @@ constexpr std::int64_t kPixels = 1024;
 constexpr std::int64_t kRingFloats = 14 << 10;
 constexpr std::int64_t kPair = 2 * kMixconvLine;  // channels that the widest vectors take at a time
 
+// Of a block's rows of y whose moments are taken together, at most, unless one row is more: 256 KB stay in an L2 cache.
+constexpr std::int64_t kMomentsFloats = 64 << 10;
+
 struct Block {
   MixconvBlock block;
   std::size_t group;
   std::int64_t channel_in_group;
-  std::int64_t sums;  // where its weight gradient begins in a chunk's, in floats
+  std::int64_t sums;     // where its weight gradient begins in a chunk's, in floats
+  std::int64_t columns;  // where it begins among the widths of all blocks
 };
 
 struct Plan {
   MixconvGeometry geometry;
   std::vector<Block> blocks;
   std::int64_t chunk_images, chunks;
-  std::int64_t weight_sums = 0;  // floats of a chunk's weight gradients
-  std::int64_t task_floats = 0;  // of a thread's workspace
+  std::int64_t weight_sums = 0;                       // floats of a chunk's weight gradients
+  std::int64_t task_floats = 0;                       // of a thread's workspace
+  std::int64_t columns = 0;                           // widths of all blocks
+  std::int64_t moments_rows = 0, moments_pieces = 0;  // of a chunk, see MixconvMomentsTask
 
   std::int64_t tasks() const { return chunks * static_cast<std::int64_t>(blocks.size()); }
   std::int64_t slots(int threads) const { return std::min<std::int64_t>(threads, tasks()); }
   // Two sums a channel (of statistics or of scale and shift) and the weight gradients of all chunks.
   std::int64_t pair_floats() const { return tasks() * 2 * kMixconvBlock; }
+  std::int64_t weight_floats() const { return chunks * weight_sums; }
+  std::int64_t moments_floats() const { return chunks * moments_pieces * 3 * columns; }
 };
 
 // Images of the shortest chunk.
@@ -69,7 +78,7 @@ Plan make_plan(const MixconvCall& call) {
   Plan plan{};
   plan.geometry = {call.height,         call.width, call.out_height(), call.out_width(), call.stride, call.storage,
                    call.weight_storage, call.x,     call.activation,   call.scale,       call.shift};
-  std::int64_t channel = 0;
+  std::int64_t channel = 0, widest = kMixconvLine;
   for (std::size_t g = 0; g < call.groups.size(); ++g) {
     const MixconvGroup& group = call.groups[g];
     if (group.kernel < 1 || group.kernel > kMixconvMaxKernel || group.kernel % 2 == 0) {
@@ -84,7 +93,9 @@ Plan make_plan(const MixconvCall& call) {
       const int width = (channels + kMixconvLine - 1) / kMixconvLine * kMixconvLine;
       const char* const weight = static_cast<const char*>(group.weight) + c * taps * weight_bytes;
       plan.blocks.push_back(
-          {{group.kernel, channels, width, channel + c, weight, 0, 0, nullptr}, g, c, plan.weight_sums});
+          {{group.kernel, channels, width, channel + c, weight, 0, 0, nullptr}, g, c, plan.weight_sums, plan.columns});
+      plan.columns += width;
+      widest = std::max<std::int64_t>(widest, width);
       plan.weight_sums += taps * width;
       plan.task_floats = std::max(plan.task_floats, width * mixconv_channel_floats(plan.geometry, group.kernel));
     }
@@ -94,6 +105,9 @@ Plan make_plan(const MixconvCall& call) {
   const std::int64_t wanted = (kTasks + blocks - 1) / blocks;
   plan.chunk_images = std::max((call.batch + wanted - 1) / wanted, fewest_images(plan.geometry));
   plan.chunks = (call.batch + plan.chunk_images - 1) / plan.chunk_images;
+  plan.moments_rows = std::max<std::int64_t>(kMomentsFloats / (widest * plan.geometry.out_width), 1);
+  const std::int64_t chunk_rows = plan.chunk_images * plan.geometry.out_height;
+  plan.moments_pieces = (chunk_rows + plan.moments_rows - 1) / plan.moments_rows;
   return plan;
 }
 
@@ -141,6 +155,30 @@ void add_pairs(const Plan& plan, const float* pairs, std::int64_t channels, floa
   }
 }
 
+// pieces [chunks][moments_pieces][3][columns] -> moments [C]
+void join_pieces(const Plan& plan, std::int64_t images, const float* pieces, const MixconvMoments& moments) {
+  const std::int64_t chunk_rows = plan.chunk_images * plan.geometry.out_height;
+  const std::int64_t rows = images * plan.geometry.out_height;
+  // The last chunk may have fewer rows and pieces.
+  const std::int64_t last = rows - (plan.chunks - 1) * chunk_rows;
+  const std::int64_t count =
+      (plan.chunks - 1) * plan.moments_pieces + (last + plan.moments_rows - 1) / plan.moments_rows;
+  const auto rows_of = [&](std::int64_t part) {
+    const std::int64_t in_chunk = part % plan.moments_pieces * plan.moments_rows;
+    const std::int64_t in_all = part / plan.moments_pieces * chunk_rows + in_chunk;
+    return std::min({plan.moments_rows, chunk_rows - in_chunk, rows - in_all}) * plan.geometry.out_width;
+  };
+  for (const Block& of : plan.blocks) {
+    const std::int64_t first = of.block.first_channel;
+    norm::join_moments(count, of.block.channels, moments.mean + first, moments.variance + first, rows_of,
+                       [&](std::int64_t part, int c) -> norm::PartMoments {
+                         const float* const at = pieces + part * 3 * plan.columns + of.columns + c;
+                         return {static_cast<double>(at[2 * plan.columns]) + static_cast<double>(at[0]),
+                                 static_cast<double>(at[plan.columns])};
+                       });
+  }
+}
+
 void store_weight(void* out, MixconvStorage storage, std::int64_t index, float value) {
   if (storage == MixconvStorage::float32) {
     static_cast<float*>(out)[index] = value;
@@ -178,24 +216,33 @@ void add_weight_grads(const Plan& plan, const MixconvCall& call, const float* su
 
 std::size_t mixconv_workspace_bytes(const MixconvCall& call, int threads) {
   const Plan plan = make_plan(call);
-  const std::int64_t floats =
-      plan.slots(threads) * plan.task_floats + plan.pair_floats() + plan.chunks * plan.weight_sums;
+  const std::int64_t floats = plan.slots(threads) * plan.task_floats + plan.pair_floats() +
+                              std::max(plan.weight_floats(), plan.moments_floats());
   return static_cast<std::size_t>(floats) * sizeof(float) + 64;
 }
 
-void mixconv_forward(const MixconvCall& call, const MixconvTensor& y, float* stats, void* workspace, int threads) {
-  mixconv_forward_with(mixconv_kernel_for(cpu::selected()), call, y, stats, workspace, threads);
+void mixconv_forward(const MixconvCall& call, const MixconvTensor& y, float* stats, const MixconvMoments& moments,
+                     void* workspace, int threads) {
+  mixconv_forward_with(mixconv_kernel_for(cpu::selected()), call, y, stats, moments, workspace, threads);
 }
 
 void mixconv_forward_with(const MixconvKernel& kernel, const MixconvCall& call, const MixconvTensor& y, float* stats,
-                          void* workspace, int threads) {
+                          const MixconvMoments& moments, void* workspace, int threads) {
   const Plan plan = make_plan(call);
   float* const pairs = aligned(workspace);
-  run_tasks(plan, pairs + plan.pair_floats(), threads, [&](std::int64_t b, std::int64_t chunk, MixconvBlock block) {
+  float* const pieces = pairs + plan.pair_floats();
+  run_tasks(plan, pieces + plan.moments_floats(), threads, [&](std::int64_t b, std::int64_t chunk, MixconvBlock block) {
     block.image_end = std::min(block.image_end, call.batch);
     float* const own = pairs + (chunk * static_cast<std::int64_t>(plan.blocks.size()) + b) * 2 * kMixconvBlock;
-    kernel.forward({&plan.geometry, block, y, stats == nullptr ? nullptr : own});
+    MixconvMomentsTask own_moments{};
+    if (moments.mean != nullptr) {
+      const std::int64_t first = chunk * plan.moments_pieces * 3 * plan.columns;
+      own_moments = {&norm::kernel_for(cpu::selected(), block.channels), plan.moments_rows,
+                     pieces + first + plan.blocks[static_cast<std::size_t>(b)].columns, plan.columns};
+    }
+    kernel.forward({&plan.geometry, block, y, stats == nullptr ? nullptr : own, own_moments});
   });
+  if (moments.mean != nullptr) join_pieces(plan, call.batch, pieces, moments);
   if (stats != nullptr) add_pairs(plan, pairs, call.channels(), stats);
 }
 
@@ -209,15 +256,14 @@ void mixconv_backward_with(const MixconvKernel& kernel, const MixconvCall& call,
   const bool want_weights = !call.groups.empty() && call.groups.front().weight_grad != nullptr;
   float* const pairs = aligned(workspace);
   float* const sums = pairs + plan.pair_floats();
-  run_tasks(plan, sums + plan.chunks * plan.weight_sums, threads,
-            [&](std::int64_t b, std::int64_t chunk, MixconvBlock block) {
-              block.image_end = std::min(block.image_end, call.batch);
-              const std::int64_t task = chunk * static_cast<std::int64_t>(plan.blocks.size()) + b;
-              const std::int64_t own = plan.blocks[static_cast<std::size_t>(b)].sums;
-              kernel.backward({&plan.geometry, block, backward.grad, backward.y, backward.x_grad, backward.stats_grad,
-                               call.channels(), want_weights ? sums + chunk * plan.weight_sums + own : nullptr,
-                               backward.norm_grad == nullptr ? nullptr : pairs + task * 2 * kMixconvBlock});
-            });
+  run_tasks(plan, sums + plan.weight_floats(), threads, [&](std::int64_t b, std::int64_t chunk, MixconvBlock block) {
+    block.image_end = std::min(block.image_end, call.batch);
+    const std::int64_t task = chunk * static_cast<std::int64_t>(plan.blocks.size()) + b;
+    const std::int64_t own = plan.blocks[static_cast<std::size_t>(b)].sums;
+    kernel.backward({&plan.geometry, block, backward.grad, backward.y, backward.x_grad, backward.stats_grad,
+                     call.channels(), want_weights ? sums + chunk * plan.weight_sums + own : nullptr,
+                     backward.norm_grad == nullptr ? nullptr : pairs + task * 2 * kMixconvBlock});
+  });
   if (backward.norm_grad != nullptr) add_pairs(plan, pairs, call.channels(), backward.norm_grad);
   if (want_weights) add_weight_grads(plan, call, sums, threads);
 }

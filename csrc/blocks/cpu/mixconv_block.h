@@ -123,6 +123,28 @@ struct MixconvInput {
   }
 };
 
+// Rows of y on their way through MixconvMomentsTask.
+struct MixconvMomentsRows {
+  const MixconvForwardTask& task;
+  float* piece;
+  const float* first = nullptr;  // of the rows that wait
+  std::int64_t waiting = 0;
+
+  GREEDYNAS_VEC_INLINE void add(const void* row, bool last) {
+    const MixconvMomentsTask& moments = task.moments;
+    if (moments.kernel == nullptr) return;
+    if (waiting++ == 0) first = static_cast<const float*>(row);
+    if (waiting < moments.rows && !last) return;
+    const int channels = task.block.channels;
+    float* const shift = piece + 2 * moments.width;
+    __builtin_memcpy(shift, first, static_cast<std::size_t>(channels) * sizeof(float));
+    const norm::Shape shape{norm::Storage::float32, waiting * task.geometry->out_width, channels, false};
+    moments.kernel->moments(shape, {first, task.y.pixel}, shift, piece, piece + moments.width);
+    piece += 3 * moments.width;
+    waiting = 0;
+  }
+};
+
 // Whether results go from registers into their tensor, where that is possible. Beside the products of larger kernels,
 // which are rare, the way through a buffer is short.
 template <int kKernel, int kStride>
@@ -144,6 +166,7 @@ void forward_block(const MixconvForwardTask& task) {
 
   const MixconvRow out{task.y.pixel, geometry.out_width, 0, block.channels, 0, task.y.row};
   MixconvInput<V, kKernel> input{geometry, block, ring, block_norm(geometry, block), kStride == 1};
+  MixconvMomentsRows moments{task, task.moments.pieces};
   for (std::int64_t image = block.image_begin; image < block.image_end; ++image) {
     input.loaded = 0;
     for (std::int64_t y = 0; y < geometry.out_height; ++y) {
@@ -174,6 +197,7 @@ void forward_block(const MixconvForwardTask& task) {
       } else {
         results(MixconvIndirect());
       }
+      moments.add(to, image == block.image_end - 1 && y == geometry.out_height - 1);
     }
   }
 }

@@ -1,6 +1,7 @@
 // What a level's kernels for mixconv do: one block of channels of some images.
 #pragma once
 
+#include "blocks/cpu/bn_act_kernels.h"
 #include "blocks/mixconv.h"
 #include "cpu/isa.h"
 #include "cpu/vec_generic.h"
@@ -34,12 +35,21 @@ struct MixconvBlock {
   float* workspace;  // width * mixconv_channel_floats, aligned to 64 bytes
 };
 
+// How the moments of y are taken: of so many rows at a time, counted on from one image of a task to the next.
+struct MixconvMomentsTask {
+  const norm::Kernel* kernel;  // for the block's channels
+  std::int64_t rows;
+  float* pieces;       // [rows of the task / rows, rounded up][3][width]: mean less first row, squares, first row
+  std::int64_t width;  // floats
+};
+
 // Sums over the images of a task are set, not added to; nullptr: not wanted.
 struct MixconvForwardTask {
   const MixconvGeometry* geometry;
   MixconvBlock block;
   MixconvTensor y;
-  float* stats;  // [2][kMixconvBlock]
+  float* stats;                // [2][kMixconvBlock]
+  MixconvMomentsTask moments;  // kernel is nullptr: not wanted
 };
 
 struct MixconvBackwardTask {
@@ -92,7 +102,7 @@ inline const MixconvKernel& mixconv_kernel_for([[maybe_unused]] cpu::Isa isa) {
 
 // The two passes with a given kernel, for tests.
 void mixconv_forward_with(const MixconvKernel& kernel, const MixconvCall& call, const MixconvTensor& y, float* stats,
-                          void* workspace, int threads);
+                          const MixconvMoments& moments, void* workspace, int threads);
 void mixconv_backward_with(const MixconvKernel& kernel, const MixconvCall& call, const MixconvBackward& backward,
                            void* workspace, int threads);
 

@@ -252,15 +252,12 @@ void pointwise(const Pointwise& layer, const PointwiseInput& input, const float*
     });
   });
   if (mean == nullptr) return;
-  for (int c = 0; c < layer.out; ++c) {
-    norm::JoinedMoments joined;
-    call.for_blocks(full, 0, blocks, [&](std::int64_t block, std::int64_t, std::int64_t rows) {
-      const auto of = [&](int which) { return static_cast<double>(call.space().accumulator(block, which)[c]); };
-      joined.add(rows, of(2) + of(0), of(1));
-    });
-    mean[c] = static_cast<float>(joined.mean);
-    variance[c] = static_cast<float>(joined.variance());
-  }
+  norm::join_moments(
+      blocks, layer.out, mean, variance, [&](std::int64_t block) { return std::min(full, layer.rows - block * full); },
+      [&](std::int64_t block, int c) -> norm::PartMoments {
+        const auto of = [&](int which) { return static_cast<double>(call.space().accumulator(block, which)[c]); };
+        return {of(2) + of(0), of(1)};
+      });
 }
 
 void pointwise_backward(const Pointwise& layer, const PointwiseGrad& grad, const PointwiseInput& input,

@@ -61,12 +61,21 @@ struct MixconvMoments {
   float *mean = nullptr, *variance = nullptr;
 };
 
+// A squeeze-and-excitation of b = activation(y * scale + shift), whose gradient has been computed but not carried back
+// to y: grad is that of b * gates, and that of y is (grad * gates + offsets) * activation's slope * scale.
+struct MixconvGate {
+  const float *gates = nullptr, *offsets = nullptr;        // [N, C]
+  const float *scale = nullptr, *shift = nullptr;          // [C]
+  MixconvActivation activation = MixconvActivation::none;  // none: there is no gate
+};
+
 struct MixconvBackward {
   MixconvTensor grad;                 // of y
-  const float* stats_grad = nullptr;  // [2, C], of the statistics; nullptr: none, and y is not read
+  const float* stats_grad = nullptr;  // [2, C], of the statistics; nullptr: none, and without gate y is not read
   MixconvTensor y;                    // as the forward pass wrote it
   MixconvTensor x_grad;               // to be written; data nullptr: not wanted, then norm_grad must be nullptr too
   float* norm_grad = nullptr;         // [2, C]: of scale and shift, to be written; nullptr: not wanted
+  MixconvGate gate{};                 // on the CPU
 };
 
 // Bytes of workspace that either pass of this call needs with this many threads.

@@ -16,7 +16,8 @@ struct Pointwise {
   std::int64_t rows;
   int in, out;  // channels, at least 1
   int threads;
-  int groups = 1;  // a divisor of both
+  int groups = 1;                // a divisor of both
+  std::int64_t gate_images = 0;  // of which the backward pass takes gate_sums
 
   int group_in() const { return in / groups; }
   int group_out() const { return out / groups; }
@@ -43,6 +44,8 @@ struct PointwiseGradients {
   float* x;              // [rows, in] without gaps
   float *scale, *shift;  // [in], with a prologue and no gates
   float* weight;         // [out, group_in]
+  // [norm::kGateSums, gate_images, in] with gates, for grad the gradient of x and a before its gates; or nullptr.
+  float* gate_sums = nullptr;
 };
 
 // Floats of `workspace`, for both.

@@ -35,4 +35,13 @@ void excite_backward(const SqueezeExcite& layer, Input grad, Input x, float* wor
 void squeeze_backward(const SqueezeExcite& layer, Input grad, Input x, const float* gates, const float* grad_means,
                       float* workspace, void* grad_x, float* grad_scale, float* grad_shift);
 
+// Sums over the pixels of an image by which the backward pass after a layer that knows grad needs no pass of its own:
+// with slope that of the activation, of grad * a, slope * grad, slope * grad * x, slope, slope * x.
+enum GateSum { kGateProduct, kGateGrad, kGateGradX, kGateSlope, kGateSlopeX, kGateSums };
+
+// With a prologue, the gradients of scale and shift that squeeze_backward gives, of such sums
+// [kGateSums, images, channels].
+void affine_gradients(const SqueezeExcite& layer, const float* gate_sums, const float* gates, const float* grad_means,
+                      float* grad_scale, float* grad_shift);
+
 }  // namespace greedynas::norm

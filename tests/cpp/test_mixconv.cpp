@@ -73,6 +73,8 @@ struct Setting {
   int stride;
   bool bf16;
   MixconvActivation activation;
+  MixconvActivation gate = MixconvActivation::none;  // after y, none: there is no gate
+  bool statistics = true;                            // their gradients are added
 };
 
 double activate(MixconvActivation activation, double z) {
@@ -86,7 +88,7 @@ double slope(MixconvActivation activation, double z) {
   if (activation == MixconvActivation::relu) return z > 0 ? 1 : 0;
   if (activation == MixconvActivation::silu)
     return (1 + std::exp(-z) + z * std::exp(-z)) / std::pow(1 + std::exp(-z), 2);
-  if (activation == MixconvActivation::hard_swish) return z <= -3 ? 0 : z > 3 ? 1 : z / 3 + 0.5;
+  if (activation == MixconvActivation::hard_swish) return z <= -3 ? 0 : z >= 3 ? 1 : z / 3 + 0.5;
   return 1;
 }
 
@@ -97,7 +99,7 @@ struct Trial {
   std::int64_t channels, out_height, out_width;
   Values x, grad, y, x_grad;
   std::vector<Values> weights, weight_grads;
-  std::vector<float> scale, shift, stats, norm_grad, stats_grad;
+  std::vector<float> scale, shift, stats, norm_grad, stats_grad, gates, offsets;
   std::vector<double> want_y, want_x_grad, want_norm_grad, want_stats;
   std::vector<std::vector<double>> want_weight_grads;
 
@@ -125,7 +127,13 @@ struct Trial {
     }
     stats.assign(static_cast<std::size_t>(2 * channels), std::nanf(""));
     norm_grad = stats;
-    for (std::int64_t i = 0; i < 2 * channels; ++i) stats_grad.push_back(0.125F * static_cast<float>(i % 3));
+    for (std::int64_t i = 0; i < 2 * channels; ++i) {
+      stats_grad.push_back(s.statistics ? 0.125F * static_cast<float>(i % 3) : 0.0F);
+    }
+    for (std::int64_t i = 0; i < s.batch * channels; ++i) {
+      gates.push_back(0.125F * static_cast<float>(i % 9));
+      offsets.push_back(0.25F * static_cast<float>(i % 5) - 0.5F);
+    }
     for (std::size_t g = 0; g < s.groups.size(); ++g) {
       call.groups[g].weight = weights[g].data();
       call.groups[g].weight_grad = weight_grads[g].data();
@@ -154,10 +162,31 @@ struct Trial {
   blocks::MixconvTensor tensor(Values& values, std::int64_t height, std::int64_t width) const {
     return {values.data(), height * width * channels, width * channels, channels};
   }
+  double affine(double value, std::size_t c) const {
+    return value * static_cast<double>(scale[c]) + static_cast<double>(shift[c]);
+  }
   double z(std::size_t i, std::int64_t c) const {
-    if (setting.activation == MixconvActivation::none) return x.get(i);
-    const auto channel = static_cast<std::size_t>(c);
-    return x.get(i) * static_cast<double>(scale[channel]) + static_cast<double>(shift[channel]);
+    return setting.activation == MixconvActivation::none ? x.get(i) : affine(x.get(i), static_cast<std::size_t>(c));
+  }
+  // The norm before the gate is that of x.
+  blocks::MixconvBackward backward() {
+    blocks::MixconvBackward result{tensor(grad, out_height, out_width),
+                                   setting.statistics ? stats_grad.data() : nullptr, tensor(y, out_height, out_width),
+                                   tensor(x_grad, setting.height, setting.width),
+                                   setting.activation == MixconvActivation::none ? nullptr : norm_grad.data()};
+    if (setting.gate != MixconvActivation::none) {
+      result.gate = {gates.data(), offsets.data(), scale.data(), shift.data(), setting.gate};
+    }
+    return result;
+  }
+  // The gradient of y at i without what comes through the statistics.
+  double through_gate(std::size_t i) const {
+    if (setting.gate == MixconvActivation::none) return grad.get(i);
+    const auto all = static_cast<std::size_t>(channels), c = i % all;
+    const std::size_t image = i / static_cast<std::size_t>(out_height * out_width) / all;
+    const double gated = grad.get(i) * static_cast<double>(gates[image * all + c]);
+    return (gated + static_cast<double>(offsets[image * all + c])) * slope(setting.gate, affine(y.get(i), c)) *
+           static_cast<double>(scale[c]);
   }
 
   // Calls body(group, index into its weight, index of y, index of x, channel) for all products.
@@ -201,7 +230,7 @@ struct Trial {
     want_weight_grads.clear();
     for (const Values& weight : weights) want_weight_grads.emplace_back(weight.size(), 0.0);
     for_products([&](std::size_t g, std::size_t w, std::size_t to, std::size_t from, std::int64_t c) {
-      const double whole = grad.get(to) + static_cast<double>(stats_grad[to % all]) +
+      const double whole = through_gate(to) + static_cast<double>(stats_grad[to % all]) +
                            2 * y.get(to) * static_cast<double>(stats_grad[all + to % all]);
       activated[from] += weights[g].get(w) * whole;
       want_weight_grads[g][w] += whole * activate(setting.activation, z(from, c));
@@ -240,11 +269,7 @@ void check(const blocks::MixconvKernel& kernel, const Setting& setting) {
   compare("y", kernel.name, t.want_y, tolerance, [&](std::size_t i) { return t.y.get(i); });
   compare("stats", kernel.name, t.want_stats, 1e-5, [&](std::size_t i) { return static_cast<double>(t.stats[i]); });
   const bool norm = setting.activation != MixconvActivation::none;
-  blocks::mixconv_backward_with(
-      kernel, t.call,
-      {t.tensor(t.grad, t.out_height, t.out_width), t.stats_grad.data(), t.tensor(t.y, t.out_height, t.out_width),
-       t.tensor(t.x_grad, setting.height, setting.width), norm ? t.norm_grad.data() : nullptr},
-      workspace.data(), 2);
+  blocks::mixconv_backward_with(kernel, t.call, t.backward(), workspace.data(), 2);
   t.define_backward();
   compare("x_grad", kernel.name, t.want_x_grad, tolerance, [&](std::size_t i) { return t.x_grad.get(i); });
   for (std::size_t g = 0; g < t.weights.size(); ++g) {
@@ -266,6 +291,11 @@ void test_kernels_against_the_definition() {
         check(*kernel, {1, 7, 4, {{17, 9}, {3, 11}, {2, 1}}, stride, bf16, MixconvActivation::none});
         check(*kernel, {3, 1, 1, {{3, 3}}, stride, bf16, MixconvActivation::relu});
         check(*kernel, {1, 3, 23, {{16, 5}}, stride, bf16, MixconvActivation::identity});
+        for (const MixconvActivation gate : {MixconvActivation::identity, MixconvActivation::relu,
+                                             MixconvActivation::hard_swish, MixconvActivation::silu}) {
+          check(*kernel, {3, 5, 4, {{9, 3}, {34, 5}}, stride, bf16, MixconvActivation::relu, gate, true});
+          check(*kernel, {2, 4, 3, {{5, 3}}, stride, bf16, MixconvActivation::none, gate, false});
+        }
         // Whole tiles of 16, 14, 8, 7 and 4 pixels of whole vectors, and a rest.
         for (const int width : {7, 8, 12, 15, 21, 24, 28}) {
           check(*kernel, {2, 4, width, {{35, 3}, {16, 5}, {17, 7}}, stride, bf16, MixconvActivation::none});

@@ -1,5 +1,6 @@
 // The 1x1 convolution of every level that this machine runs against plain loops in double precision. All tensors end
 // with their allocation, so that the sanitizers see a step beyond.
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <vector>
@@ -115,6 +116,52 @@ void test_layer(std::int64_t images, std::int64_t pixels, int in, int out, bool 
   CHECK(close.within(1e-5));
 }
 
+// What the backward pass sums up for the gates, of the gradient of x as it has written it.
+void test_gate_sums(std::int64_t images, std::int64_t pixels, int in, int out, int groups, norm::Prologue prologue) {
+  const std::int64_t rows = images * pixels;
+  const Floats x = random_floats(rows * in, 1), weight = random_floats(out * in / groups, 2),
+               scale = random_floats(in, 3), shift = random_floats(in, 4), gates = random_floats(images * in, 5),
+               grad = random_floats(rows * out, 6);
+  const blocks::PointwiseInput input{{x.data(), in}, prologue, scale.data(), shift.data(), gates.data(), pixels};
+  Floats grad_x[2], found[2];
+  for (int which = 0; which < 2; ++which) {
+    const blocks::Pointwise layer{rows, in, out, 1 + 2 * which, groups, images};
+    Floats workspace(static_cast<std::size_t>(blocks::workspace_floats(layer)), NAN), grad_weight(weight.size());
+    grad_x[which].resize(static_cast<std::size_t>(rows * in));
+    found[which].assign(static_cast<std::size_t>(norm::kGateSums * images * in), NAN);
+    blocks::pointwise_backward(layer, {{grad.data(), out}, {nullptr, 0}, nullptr, {nullptr, nullptr, false}}, input,
+                               weight.data(), {nullptr, 0}, workspace.data(),
+                               {grad_x[which].data(), nullptr, nullptr, grad_weight.data(), found[which].data()});
+  }
+  CHECK(found[0] == found[1] && grad_x[0] == grad_x[1]);
+  std::vector<double> want(found[0].size(), 0.0);
+  const auto size = static_cast<std::size_t>(images * in);
+  double most = 1.0;
+  for (std::int64_t i = 0; i < rows * in; ++i) {
+    const auto c = static_cast<std::size_t>(i % in), at = static_cast<std::size_t>(i / in / pixels * in) + c;
+    const auto value = static_cast<double>(x[static_cast<std::size_t>(i)]);
+    const auto g = static_cast<double>(grad_x[0][static_cast<std::size_t>(i)]);
+    const double z = value * static_cast<double>(scale[c]) + static_cast<double>(shift[c]);
+    const double s = 1.0 / (1.0 + std::exp(-z));
+    const bool relu = prologue == norm::Prologue::affine_relu, silu = prologue == norm::Prologue::affine_silu;
+    const double a = relu ? std::max(z, 0.0) : silu ? z * s : z * std::clamp(z + 3.0, 0.0, 6.0) / 6.0;
+    const double slope = relu        ? (z > 0.0 ? 1.0 : 0.0)
+                         : silu      ? s * (1.0 + z * (1.0 - s))
+                         : z <= -3.0 ? 0.0
+                         : z < 3.0   ? z / 3.0 + 0.5
+                                     : 1.0;
+    want[norm::kGateProduct * size + at] += g * a;
+    want[norm::kGateGrad * size + at] += g * slope;
+    want[norm::kGateGradX * size + at] += g * slope * value;
+    want[norm::kGateSlope * size + at] += slope;
+    want[norm::kGateSlopeX * size + at] += slope * value;
+    most = std::max({most, std::abs(g * a), std::abs(g * value)});
+  }
+  Close close;
+  for (std::size_t i = 0; i < want.size(); ++i) close.add(found[0][i], want[i], most * std::sqrt(pixels));
+  CHECK(close.within(1e-6));
+}
+
 // Expansion and convolution in one: the same as one after the other, on one thread and on two.
 void test_expand(std::int64_t images, std::int64_t size, int in, int out, int stride) {
   const std::int64_t rows = images * size * size, out_size = (size - 1) / stride + 1;
@@ -188,6 +235,13 @@ int main() {
   test_layer(8, 49, 400, 352, false);  // weights so large that the backward pass has other blocks
   test_layer(3, 7, 6, 9, false, 3);
   test_layer(5, 90, 36, 34, true, 2);
+  for (const norm::Prologue prologue :
+       {norm::Prologue::affine_relu, norm::Prologue::affine_hard_swish, norm::Prologue::affine_silu}) {
+    test_gate_sums(1, 1, 1, 1, 1, prologue);
+    test_gate_sums(40, 7, 5, 9, 1, prologue);  // many images a block
+    test_gate_sums(5, 90, 24, 33, 1, prologue);
+    test_gate_sums(3, 192, 36, 34, 2, prologue);  // images that end where blocks do
+  }
   test_expand(1, 2, 1, 1, 1);
   test_expand(5, 7, 5, 19, 2);
   test_expand(3, 40, 24, 33, 1);  // more than is expanded together

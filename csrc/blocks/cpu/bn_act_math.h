@@ -36,4 +36,15 @@ GREEDYNAS_VEC_INLINE V through_activation(V grad, V z) {
   }
 }
 
+// The activation at z, and its slope there.
+template <Activation kActivation, class V>
+GREEDYNAS_VEC_INLINE V activated_with_slope(V z, V& slope) {
+  if constexpr (kActivation == Activation::silu) {
+    return blocks::silu_with_slope(z, slope);
+  } else {
+    slope = through_activation<kActivation>(V::set(1.0F), z);
+    return activated<kActivation>(z);
+  }
+}
+
 }  // namespace greedynas::norm

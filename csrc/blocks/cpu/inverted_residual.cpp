@@ -37,6 +37,8 @@ MixconvTensor image_tensor(const void* data, std::int64_t height, std::int64_t w
   return {const_cast<void*>(data), height * width * pixel, width * pixel, pixel};
 }
 
+bool gated(const InvertedResidual& block) { return block.gate.reduce_weight != nullptr; }
+
 // A block's layers as the functions of this folder take them.
 struct Layers {
   const InvertedResidual& block;
@@ -44,6 +46,12 @@ struct Layers {
 
   Pointwise expand() const { return {block.rows(), block.in, block.middle, block.threads, block.expand_groups}; }
   Pointwise project() const { return {block.out_rows(), block.middle, block.out, block.threads, block.project_groups}; }
+  // With the sums for the gate.
+  Pointwise project_backward() const {
+    Pointwise layer = project();
+    if (gated(block)) layer.gate_images = block.batch;
+    return layer;
+  }
   norm::Shape shape2() const { return norm::shape_of(Storage::float32, block.out_rows(), block.middle); }
   norm::BnAct norm3(bool residual) const {
     return {norm::shape_of(Storage::float32, block.out_rows(), block.out), norm::Activation::identity, residual,
@@ -96,8 +104,6 @@ struct Layers {
   }
 };
 
-bool gated(const InvertedResidual& block) { return block.gate.reduce_weight != nullptr; }
-
 // Of the workspaces of the layers, the largest, for both passes of each.
 std::int64_t largest_workspace(const Layers& layers, bool in_caches) {
   const InvertedResidual& block = layers.block;
@@ -140,8 +146,9 @@ struct Space {
 };
 
 struct BackwardSpace {
-  float *affine1, *affine2, *gates, *grad_gates, *grad_means, *grad_affine1, *grad_affine2, *statistics;
-  float *grad_z2, *through_gate, *grad_z1, *rest;
+  float *affine1, *affine2, *gates, *gate_sums, *grad_means, *grad_affine1, *grad_affine2, *statistics;
+  float* grad_z2;  // with a gate, as the projection gives it: the depthwise convolution carries it through the gate
+  float *grad_z1, *rest;
   std::int64_t floats;
 
   BackwardSpace(const InvertedResidual& block, float* workspace) {
@@ -154,15 +161,11 @@ struct BackwardSpace {
     grad_affine2 = pieces.take(2 * block.middle);
     statistics = pieces.take(2 * block.middle);
     gates = pieces.take(images);
-    grad_gates = pieces.take(images);
+    gate_sums = pieces.take(norm::kGateSums * images);
     grad_means = pieces.take(images);
-    // The gradient of z2 before it has gone through the gate is not needed any more where that of z1 is made.
-    const std::int64_t floats2 = block.out_rows() * block.middle;
-    const std::int64_t floats1 = block.expand == nullptr ? 0 : block.rows() * block.middle;
-    grad_z1 = pieces.take(std::max(floats1, gated(block) ? floats2 : 0));
-    through_gate = gated(block) ? grad_z1 : nullptr;
-    grad_z2 = pieces.take(floats2);
-    rest = pieces.take(largest_workspace(layers, false));
+    grad_z1 = pieces.take(block.expand == nullptr ? 0 : block.rows() * block.middle);
+    grad_z2 = pieces.take(block.out_rows() * block.middle);
+    rest = pieces.take(std::max(largest_workspace(layers, false), blocks::workspace_floats(layers.project_backward())));
     floats = pieces.taken();
   }
 };
@@ -245,26 +248,30 @@ void backward(const InvertedResidual& block, const InvertedResidualTensors& tens
   layers.affine(1, moments[1], space.affine2);
   const bool has_gate = gated(block);
   if (has_gate) gates_of(layers.gate(), tensors.logits, space.gates);
-  float* const grad_a = has_gate ? space.through_gate : space.grad_z2;
   float *const grad_scale2 = space.grad_affine2, *const grad_shift2 = grad_scale2 + block.middle;
-  pointwise_backward(layers.project(), {grad, {tensors.z3, block.out}, &channels3, known(2, false)},
-                     layers.project_input(tensors.z2, space.affine2, has_gate ? space.gates : nullptr), block.project,
-                     layers.none, space.rest, {grad_a, grad_scale2, grad_shift2, gradients.project});
+  pointwise_backward(
+      layers.project_backward(), {grad, {tensors.z3, block.out}, &channels3, known(2, false)},
+      layers.project_input(tensors.z2, space.affine2, has_gate ? space.gates : nullptr), block.project, layers.none,
+      space.rest, {space.grad_z2, grad_scale2, grad_shift2, gradients.project, has_gate ? space.gate_sums : nullptr});
+  MixconvGate gate;
   if (has_gate) {
     const norm::SqueezeExcite squeeze = layers.squeeze(space.affine2);
-    const Input from{grad_a, block.middle}, z2{tensors.z2, block.middle};
-    norm::excite_backward(squeeze, from, z2, space.rest, space.grad_gates);
-    gate_products_backward(layers.gate(), space.grad_gates, tensors.means, tensors.hidden, tensors.logits, space.rest,
+    const std::int64_t images = block.batch * block.middle;
+    const float* const grad_gates = space.gate_sums + norm::kGateProduct * images;
+    gate_products_backward(layers.gate(), grad_gates, tensors.means, tensors.hidden, tensors.logits, space.rest,
                            {space.grad_means, gradients.reduce_weight, gradients.reduce_bias, gradients.expand_weight,
                             gradients.expand_bias});
-    norm::squeeze_backward(squeeze, from, z2, space.gates, space.grad_means, space.rest, space.grad_z2, grad_scale2,
-                           grad_shift2);
+    norm::affine_gradients(squeeze, space.gate_sums, space.gates, space.grad_means, grad_scale2, grad_shift2);
+    const auto share = static_cast<float>(1.0 / static_cast<double>(block.out_pixels()));
+    for (std::int64_t i = 0; i < images; ++i) space.grad_means[i] *= share;
+    gate = {space.gates, space.grad_means, squeeze.scale, squeeze.shift,
+            after_affine<MixconvActivation>(block.activation)};
   }
 
   const norm::Channels channels2 = layers.channels(1, moments[1]);
   norm::known_from_affine(block.middle, channels2, grad_scale2, grad_shift2, gradients.norms[1].weight,
                           gradients.norms[1].bias);
-  // What comes through the moments of z2 is added where the depthwise convolution reads the gradient.
+  // What comes through the gate and the moments of z2 is added where the depthwise convolution reads the gradient.
   if (block.batch_statistics) {
     norm::statistics_gradient(block.out_rows(), block.middle, channels2, known(1, false), space.statistics,
                               space.statistics + block.middle);
@@ -273,9 +280,12 @@ void backward(const InvertedResidual& block, const InvertedResidualTensors& tens
   if (expands) layers.affine(0, moments[0], space.affine1);
   const MixconvTensor grad_x = image_tensor(gradients.x, block.height, block.width, block.middle);
   const MixconvTensor grad_z1 = image_tensor(space.grad_z1, block.height, block.width, block.middle);
-  const MixconvBackward depthwise{layers.image2(space.grad_z2), block.batch_statistics ? space.statistics : nullptr,
-                                  layers.image2(tensors.z2), expands ? grad_z1 : grad_x,
-                                  expands ? space.grad_affine1 : nullptr};
+  const MixconvBackward depthwise{layers.image2(space.grad_z2),
+                                  block.batch_statistics ? space.statistics : nullptr,
+                                  layers.image2(tensors.z2),
+                                  expands ? grad_z1 : grad_x,
+                                  expands ? space.grad_affine1 : nullptr,
+                                  gate};
   mixconv_backward(layers.depthwise(tensors.z1, space.affine1), depthwise, space.rest, block.threads);
   if (!expands) {
     if (block.residual) add_to(grad, block.rows(), block.in, block.threads, gradients.x);

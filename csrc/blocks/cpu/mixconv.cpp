@@ -262,7 +262,7 @@ void mixconv_backward_with(const MixconvKernel& kernel, const MixconvCall& call,
     const std::int64_t own = plan.blocks[static_cast<std::size_t>(b)].sums;
     kernel.backward({&plan.geometry, block, backward.grad, backward.y, backward.x_grad, backward.stats_grad,
                      call.channels(), want_weights ? sums + chunk * plan.weight_sums + own : nullptr,
-                     backward.norm_grad == nullptr ? nullptr : pairs + task * 2 * kMixconvBlock});
+                     backward.norm_grad == nullptr ? nullptr : pairs + task * 2 * kMixconvBlock, backward.gate});
   });
   if (backward.norm_grad != nullptr) add_pairs(plan, pairs, call.channels(), backward.norm_grad);
   if (want_weights) add_weight_grads(plan, call, sums, threads);

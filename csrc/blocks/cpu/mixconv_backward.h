@@ -58,12 +58,20 @@ struct MixconvSweep {
   GREEDYNAS_VEC_INLINE void load_grad(std::int64_t image, std::int64_t y) const {
     const bool last = y == geometry.out_height - 1, fetched = products_fetch(task);
     const std::int64_t plane = grads.columns * V::width, channel = block.first_channel;
-    const float* const stats = task.stats_grad == nullptr ? nullptr : task.stats_grad + channel;
+    MixconvGradSource source{};
+    if (task.stats_grad != nullptr) {
+      source.stats = {task.stats_grad + task.stats_row + channel, task.stats_grad + channel};
+    }
+    if (task.gate.activation != MixconvActivation::none) {
+      const std::int64_t of_image = image * task.stats_row + channel;
+      source.gate = {task.gate.gates + of_image, task.gate.offsets + of_image};
+      source.norm = {task.gate.scale + channel, task.gate.shift + channel};
+    }
+    if (source.reads_y()) source.y = mixconv_address(geometry, task.y, image, y, channel);
     functions.load_grad(mixconv_address(geometry, task.grad, image, y, channel),
-                        stats == nullptr ? nullptr : mixconv_address(geometry, task.y, image, y, channel),
                         row_of<V>(task.grad, geometry.out_width, plane, block.channels, last, fetched),
-                        row_of<V>(task.y, geometry.out_width, plane, block.channels, last, false), stats,
-                        stats == nullptr ? nullptr : stats + task.stats_row, grads.row(y, V::width));
+                        row_of<V>(task.y, geometry.out_width, plane, block.channels, last, false), source,
+                        grads.row(y, V::width));
   }
 
   GREEDYNAS_VEC_INLINE void add_weight_grad(const MixconvRing<kKernel>& inputs, std::int64_t y) const {
@@ -194,7 +202,7 @@ void backward_block(const MixconvBackwardTask& task) {
   const MixconvSweep<V, kKernel, kStride> sweep{own,
                                                 geometry,
                                                 block,
-                                                row_functions<V>(geometry),
+                                                row_functions<V>(geometry, task.gate.activation),
                                                 grads,
                                                 weights,
                                                 sums + kTaps * block.width,

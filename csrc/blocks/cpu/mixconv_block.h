@@ -155,7 +155,7 @@ void forward_block(const MixconvForwardTask& task) {
   const MixconvGeometry& geometry = *task.geometry;
   const MixconvBlock& block = task.block;
   constexpr int kPad = kKernel / 2;
-  const MixconvRowFunctions functions = row_functions<V>(geometry);
+  const MixconvRowFunctions functions = row_functions<V>(geometry, MixconvActivation::none);
   const MixconvRing<kKernel> ring{block.workspace, mixconv_input_columns(geometry, kKernel), kPad, block.width};
   float* const weights = ring.end();
   ring.clear();

@@ -60,6 +60,7 @@ struct MixconvBackwardTask {
   std::int64_t stats_row;   // C
   float* weight_grad;       // [kernel * kernel][width]
   float* norm_grad;         // [2][kMixconvBlock]
+  MixconvGate gate;         // of the whole tensors
 };
 
 // Padded rows of x and of grad in the workspace, in pixels of a block's width.

@@ -90,8 +90,10 @@ GREEDYNAS_VEC_INLINE V activation_slope(V z) {
   return one;
 }
 
+// Zeros where there are none.
 template <class V>
 GREEDYNAS_VEC_INLINE V load_norm(const float* values, int vector, int lanes) {
+  if (values == nullptr) return V::set(0.0F);
   const float* const p = values + vector * V::width;
   return lanes == V::width ? V::load(p) : load_first<V>(p, lanes);
 }
@@ -101,11 +103,11 @@ template <class V, int kCount>
 struct MixconvAffine {
   V scale[kCount], shift[kCount];
 
-  GREEDYNAS_VEC_INLINE MixconvAffine(const float* scales, const float* shifts, int vector, int lanes) {
+  GREEDYNAS_VEC_INLINE MixconvAffine(const MixconvNorm& norm, int vector, int lanes) {
     GREEDYNAS_UNROLL
     for (int n = 0; n < kCount; ++n) {
-      scale[n] = load_norm<V>(scales, vector + n, lanes);
-      shift[n] = load_norm<V>(shifts, vector + n, lanes);
+      scale[n] = load_norm<V>(norm.scale, vector + n, lanes);
+      shift[n] = load_norm<V>(norm.shift, vector + n, lanes);
     }
   }
 };
@@ -123,7 +125,7 @@ void load_input_row(const void* data, const MixconvRow& row, const MixconvNorm& 
         for (int n = 0; n < kCount; ++n) values.at(j, n).store(to + n * row.plane);
       }
     } else {
-      const MixconvAffine<V, kCount> affine(norm.scale, norm.shift, vector, lanes);
+      const MixconvAffine<V, kCount> affine(norm, vector, lanes);
       for (std::int64_t j = 0; j < row.pixels; ++j, to += V::width) {
         GREEDYNAS_UNROLL
         for (int n = 0; n < kCount; ++n) {
@@ -134,24 +136,46 @@ void load_input_row(const void* data, const MixconvRow& row, const MixconvNorm& 
   });
 }
 
-// Rows of grad; with sums, plus what comes through the statistics: d sum + 2 y d sum_of_squares.
-template <class V, class E>
-void load_grad_row(const void* grad, const void* y, const MixconvRow& row, const MixconvRow& y_row,
-                   const float* sum_grad, const float* square_grad, float* out) {
-  if (sum_grad == nullptr) return load_input_row<V, E, MixconvActivation::none>(grad, row, {nullptr, nullptr}, out);
+// What the gradient of y is made of besides the one that is given; pointers at the block's first channel, or nullptr.
+struct MixconvGradSource {
+  const void* y;
+  MixconvNorm stats;  // scale: of the sums of squares, shift: of the sums
+  MixconvNorm gate;   // scale: the gates, shift: the offsets
+  MixconvNorm norm;   // before the gate
+
+  GREEDYNAS_VEC_INLINE bool reads_y() const { return stats.scale != nullptr || gate.scale != nullptr; }
+};
+
+// Rows of grad, carried through a gate after kGate; with statistics, plus d sum + 2 y d sum_of_squares.
+template <class V, class E, MixconvActivation kGate>
+void load_grad_row(const void* grad, const MixconvRow& row, const MixconvRow& y_row, const MixconvGradSource& source,
+                   float* out) {
+  if (!source.reads_y()) return load_input_row<V, E, MixconvActivation::none>(grad, row, {nullptr, nullptr}, out);
+  constexpr bool kGated = kGate != MixconvActivation::none;
   for_vectors<V>(row.channels, [&](auto vectors, int vector, int lanes) __attribute__((always_inline)) {
     constexpr int kCount = decltype(vectors)::count;
     const MixconvReader<V, E> grads(grad, row, vector, lanes);
-    const MixconvReader<V, E> values(y, y_row, vector, lanes);
-    MixconvAffine<V, kCount> through(square_grad, sum_grad, vector, lanes);
+    const MixconvReader<V, E> values(source.y, y_row, vector, lanes);
+    MixconvAffine<V, kCount> through(source.stats, vector, lanes);
+    const MixconvAffine<V, kCount> norm(source.norm, vector, lanes);
+    MixconvAffine<V, kCount> gate(source.gate, vector, lanes);
     GREEDYNAS_UNROLL
-    for (int n = 0; n < kCount; ++n) through.scale[n] = through.scale[n] * V::set(2.0F);
+    for (int n = 0; n < kCount; ++n) {
+      through.scale[n] = through.scale[n] * V::set(2.0F);
+      gate.scale[n] = gate.scale[n] * norm.scale[n];
+      gate.shift[n] = gate.shift[n] * norm.scale[n];
+    }
     float* to = out + vector * row.plane;
     for (std::int64_t j = 0; j < row.pixels; ++j, to += V::width) {
       GREEDYNAS_UNROLL
       for (int n = 0; n < kCount; ++n) {
-        const V more = fma(through.scale[n], values.at(j, n), through.shift[n]);
-        (grads.at(j, n) + more).store(to + n * row.plane);
+        const V value = values.at(j, n);
+        V own = grads.at(j, n);
+        if constexpr (kGated) {
+          own = fma(own, gate.scale[n], gate.shift[n]) *
+                activation_slope<V, kGate>(fma(value, norm.scale[n], norm.shift[n]));
+        }
+        (own + fma(through.scale[n], value, through.shift[n])).store(to + n * row.plane);
       }
     }
   });
@@ -280,7 +304,7 @@ void store_input_grads(const MixconvTile& tile, const void* x, const MixconvRow&
     const std::int64_t pixel = row.pixel, ahead = row.ahead;
     E* const first = static_cast<E*>(data) + tile.first * pixel + tile.vector * V::width;
     const MixconvReader<V, E> values(x, x_row, tile.vector, lanes);
-    const MixconvAffine<V, 1> affine(norm.scale, norm.shift, tile.vector, lanes);
+    const MixconvAffine<V, 1> affine(norm, tile.vector, lanes);
     MixconvSums<V> sums;
     for_pixels(tile.count, [&](int j, int series) __attribute__((always_inline)) {
       E* const to = first + j * pixel;
@@ -299,39 +323,52 @@ void store_input_grads(const MixconvTile& tile, const void* x, const MixconvRow&
 // The functions for a call's storage and activation.
 struct MixconvRowFunctions {
   void (*load_input)(const void*, const MixconvRow&, const MixconvNorm&, float*);
-  void (*load_grad)(const void*, const void*, const MixconvRow&, const MixconvRow&, const float*, const float*, float*);
+  void (*load_grad)(const void*, const MixconvRow&, const MixconvRow&, const MixconvGradSource&, float*);
   void (*store_results)(const MixconvTile&, void*, const MixconvRow&, float*);
   void (*store_input_grads)(const MixconvTile&, const void*, const MixconvRow&, const MixconvNorm&, void*,
                             const MixconvRow&, float*);
 };
 
-template <class V, class E, MixconvActivation kActivation>
-GREEDYNAS_VEC_INLINE MixconvRowFunctions row_functions_of() {
-  return {&load_input_row<V, E, kActivation>, &load_grad_row<V, E>, &store_results<V, E>,
-          &store_input_grads<V, E, kActivation>};
+template <MixconvActivation kActivation>
+struct MixconvActivationIs {
+  static constexpr MixconvActivation value = kActivation;
+};
+
+// body(MixconvActivationIs)
+template <class Body>
+GREEDYNAS_VEC_INLINE void with_activation(MixconvActivation activation, const Body& body) {
+  switch (activation) {
+    case MixconvActivation::identity:
+      return body(MixconvActivationIs<MixconvActivation::identity>());
+    case MixconvActivation::relu:
+      return body(MixconvActivationIs<MixconvActivation::relu>());
+    case MixconvActivation::hard_swish:
+      return body(MixconvActivationIs<MixconvActivation::hard_swish>());
+    case MixconvActivation::silu:
+      return body(MixconvActivationIs<MixconvActivation::silu>());
+    case MixconvActivation::none:
+      return body(MixconvActivationIs<MixconvActivation::none>());
+  }
 }
 
 template <class V, class E>
-GREEDYNAS_VEC_INLINE MixconvRowFunctions row_functions_of(MixconvActivation activation) {
-  switch (activation) {
-    case MixconvActivation::identity:
-      return row_functions_of<V, E, MixconvActivation::identity>();
-    case MixconvActivation::relu:
-      return row_functions_of<V, E, MixconvActivation::relu>();
-    case MixconvActivation::hard_swish:
-      return row_functions_of<V, E, MixconvActivation::hard_swish>();
-    case MixconvActivation::silu:
-      return row_functions_of<V, E, MixconvActivation::silu>();
-    case MixconvActivation::none:
-      break;
-  }
-  return row_functions_of<V, E, MixconvActivation::none>();
+GREEDYNAS_VEC_INLINE MixconvRowFunctions row_functions_of(MixconvActivation activation, MixconvActivation gate) {
+  MixconvRowFunctions functions{nullptr, nullptr, &store_results<V, E>, nullptr};
+  with_activation(activation, [&](auto is) __attribute__((always_inline)) {
+    functions.load_input = &load_input_row<V, E, decltype(is)::value>;
+    functions.store_input_grads = &store_input_grads<V, E, decltype(is)::value>;
+  });
+  with_activation(gate, [&](auto is) __attribute__((always_inline)) {
+    functions.load_grad = &load_grad_row<V, E, decltype(is)::value>;
+  });
+  return functions;
 }
 
+// gate: of a MixconvGate.
 template <class V>
-GREEDYNAS_VEC_INLINE MixconvRowFunctions row_functions(const MixconvGeometry& geometry) {
-  if (geometry.storage == MixconvStorage::bf16) return row_functions_of<V, std::uint16_t>(geometry.activation);
-  return row_functions_of<V, float>(geometry.activation);
+GREEDYNAS_VEC_INLINE MixconvRowFunctions row_functions(const MixconvGeometry& geometry, MixconvActivation gate) {
+  if (geometry.storage == MixconvStorage::bf16) return row_functions_of<V, std::uint16_t>(geometry.activation, gate);
+  return row_functions_of<V, float>(geometry.activation, gate);
 }
 
 }  // namespace greedynas::blocks

@@ -52,9 +52,10 @@ void for_columns(int columns, const Body& body) {
 std::int64_t part_count(const Pointwise& layer) { return std::clamp<std::int64_t>(layer.rows / 192, 1, 8); }
 
 struct Workspace {
-  float *packed, *ones, *zeros, *weights, *coefficients, *accumulators;
+  float *packed, *ones, *zeros, *weights, *coefficients, *accumulators, *gate_sums;
   std::int64_t packed_group;  // floats of a group's packed matrix
   std::int64_t width;         // of an accumulator; each block has three
+  std::int64_t gate_width;    // of one of an image's gate sums in a block
   std::int64_t floats;
 
   Workspace(const Pointwise& layer, float* workspace) {
@@ -70,9 +71,16 @@ struct Workspace {
     coefficients = pieces.take(norm::kCoefficients * padded(layer.out));
     accumulators = pieces.take(
         3 * std::max(blocks_of(layer, forward_rows(layer)), blocks_of(layer, backward_rows(layer))) * width);
+    gate_width = padded(layer.in);
+    const std::int64_t most = blocks_of(layer, backward_rows(layer)) + layer.gate_images;
+    gate_sums = pieces.take(layer.gate_images == 0 ? 0 : most * norm::kGateSums * gate_width);
     floats = pieces.taken();
   }
   float* accumulator(std::int64_t block, int which) const { return accumulators + (3 * block + which) * width; }
+  // Of the rows of an image in a block: each step to another block or image is one to other sums.
+  float* gate_sum(std::int64_t block, std::int64_t image, int which) const {
+    return gate_sums + ((block + image) * norm::kGateSums + which) * gate_width;
+  }
 };
 
 // A layer of one piece of some rows, for the kernels of squeeze-and-excitation; these write what is read again at once.
@@ -127,15 +135,12 @@ class Call {
     const Input x = from_row(input_.x, row, Storage::float32);
     if (plain && !(beyond && layer_.group_in() % kBeyond != 0)) return {static_cast<const float*>(x.data), x.stride};
     float* const a = scratch(0, kMaxBlockRows * layer_.in + kBeyond);
-    const std::int64_t pixels = input_.gates == nullptr ? layer_.rows : input_.pixels;
-    for (std::int64_t done = 0; done < rows;) {
-      const std::int64_t image = (row + done) / pixels;
-      const std::int64_t count = std::min(rows - done, (image + 1) * pixels - row - done);
+    for_images(row, rows, [&](std::int64_t image, std::int64_t first, std::int64_t count) {
       const norm::SqueezeExcite part = squeeze_layer(input_, layer_.in, count);
       const float* const gates = input_.gates == nullptr ? space_.ones : input_.gates + image * layer_.in;
-      squeeze_.excite(part, part.image, from_row(x, done, Storage::float32), gates, a + done * layer_.in);
-      done += count;
-    }
+      squeeze_.excite(part, part.image, from_row(input_.x, first, Storage::float32), gates,
+                      a + (first - row) * layer_.in);
+    });
     return {a, layer_.in};
   }
 
@@ -178,7 +183,7 @@ class Call {
   }
 
   void backward(std::int64_t block, std::int64_t row, std::int64_t rows, GemmRows grad, Input add, float* grad_x,
-                float* grad_weight, const PointwiseGrad& from) const {
+                float* grad_weight, const PointwiseGrad& from, bool gate_sums) const {
     const int in = layer_.group_in(), out = layer_.group_out();
     const GemmRows a = read(row, rows, true);
     GemmAhead ahead;
@@ -195,6 +200,13 @@ class Call {
     float* const grad_a = through_prologue ? scratch(2, kMaxBlockRows * layer_.in) : to;
     const GemmRows init = GemmRows{static_cast<const float*>(add.data), add.stride}.from(row);
     multiply(grad, rows, out, in, init, grad_a, ahead);
+    if (gate_sums) {
+      for_images(row, rows, [&](std::int64_t image, std::int64_t first, std::int64_t count) {
+        const norm::SqueezeExcite part = squeeze_layer(input_, layer_.in, count);
+        squeeze_.gate_sums(part, part.image, {grad_x + first * layer_.in, layer_.in},
+                           from_row(input_.x, first, Storage::float32), space_.gate_sum(block, image, 0));
+      });
+    }
     if (!through_prologue) return;
     const norm::SqueezeExcite part = squeeze_layer(input_, layer_.in, rows);
     squeeze_.squeeze_backward(part, part.image, {grad_a, layer_.in}, from_row(input_.x, row, Storage::float32),
@@ -211,6 +223,18 @@ class Call {
   }
 
  private:
+  // body(image, first row, rows) for the images that some rows belong to; without gates all are one.
+  template <class Body>
+  void for_images(std::int64_t row, std::int64_t rows, const Body& body) const {
+    const std::int64_t pixels = input_.gates == nullptr ? layer_.rows : input_.pixels;
+    const std::int64_t end = row + rows;
+    while (row < end) {
+      const std::int64_t image = row / pixels, next = std::min(end, (image + 1) * pixels);
+      body(image, row, next - row);
+      row = next;
+    }
+  }
+
   // The block from this row on. Not beside large weights: they would be driven out of the cache, and their products
   // take so long that memory matters little.
   void add_block(Input x, std::int64_t row, std::int64_t block, int channels, GemmAhead& ahead) const {
@@ -233,6 +257,23 @@ void join_sums(const Workspace& space, std::int64_t blocks, int which, int chann
       sum += static_cast<double>(space.accumulator(block, which)[c]);
     }
     sums[c] = static_cast<float>(sum);
+  }
+}
+
+// sums [norm::kGateSums, images, in] from those of blocks of `full` rows.
+void join_gate_sums(const Pointwise& layer, std::int64_t pixels, const Workspace& space, std::int64_t full,
+                    float* sums) {
+  std::vector<double> joined(static_cast<std::size_t>(layer.in));
+  for (int which = 0; which < norm::kGateSums; ++which) {
+    for (std::int64_t image = 0; image < layer.gate_images; ++image) {
+      std::fill(joined.begin(), joined.end(), 0.0);
+      const std::int64_t last = ((image + 1) * pixels - 1) / full;
+      for (std::int64_t block = image * pixels / full; block <= last; ++block) {
+        const float* const own = space.gate_sum(block, image, which);
+        for (std::size_t c = 0; c < joined.size(); ++c) joined[c] += static_cast<double>(own[c]);
+      }
+      for (const double sum : joined) *sums++ = static_cast<float>(sum);
+    }
   }
 }
 
@@ -283,7 +324,7 @@ void pointwise_backward(const Pointwise& layer, const PointwiseGrad& grad, const
       call.for_blocks(full, blocks * part / parts, blocks * (part + 1) / parts,
                       [&](std::int64_t block, std::int64_t row, std::int64_t rows) {
                         call.backward(block, row, rows, call.read(grad, coefficients, row, rows), add, gradients.x,
-                                      sums, grad);
+                                      sums, grad, gradients.gate_sums != nullptr);
                       });
     }
   });
@@ -291,6 +332,7 @@ void pointwise_backward(const Pointwise& layer, const PointwiseGrad& grad, const
     const float* const sums = weight_of(part);
     for (std::int64_t i = 0; i < size; ++i) gradients.weight[i] += sums[i];
   }
+  if (gradients.gate_sums != nullptr) join_gate_sums(layer, input.pixels, space, full, gradients.gate_sums);
   if (input.prologue == Prologue::none || input.gates != nullptr) return;
   join_sums(space, blocks, 0, layer.in, gradients.shift);
   join_sums(space, blocks, 1, layer.in, gradients.scale);

@@ -16,11 +16,19 @@ GREEDYNAS_INLINE V silu(V z) {
   return z / silu_denominator(z);
 }
 
-// With s the sigmoid: s (1 + z (1 - s)).
+// With s the sigmoid, the slope is s (1 + z (1 - s)).
+template <class V>
+GREEDYNAS_INLINE V silu_with_slope(V z, V& slope) {
+  const V s = V::set(1.0F) / silu_denominator(z), result = z * s;
+  slope = fma(result, V::set(1.0F) - s, s);
+  return result;
+}
+
 template <class V>
 GREEDYNAS_INLINE V silu_slope(V z) {
-  const V s = V::set(1.0F) / silu_denominator(z);
-  return fma(z * s, V::set(1.0F) - s, s);
+  V slope;
+  silu_with_slope(z, slope);
+  return slope;
 }
 
 }  // namespace greedynas::blocks

@@ -109,4 +109,23 @@ void squeeze_backward(const SqueezeExcite& layer, Input grad, Input x, const flo
   join_all(layer, products, grad_scale);
 }
 
+void affine_gradients(const SqueezeExcite& layer, const float* gate_sums, const float* gates, const float* grad_means,
+                      float* grad_scale, float* grad_shift) {
+  const std::int64_t channels = layer.image.channels, size = layer.images * channels;
+  const double share = 1.0 / static_cast<double>(layer.image.rows);
+  for (std::int64_t c = 0; c < channels; ++c) {
+    double scale = 0.0;
+    double shift = 0.0;
+    for (std::int64_t i = c; i < size; i += channels) {
+      const auto of = [&](GateSum which) { return static_cast<double>(gate_sums[which * size + i]); };
+      const auto gate = static_cast<double>(gates[i]);
+      const double offset = static_cast<double>(grad_means[i]) * share;
+      scale += gate * of(kGateGradX) + offset * of(kGateSlopeX);
+      shift += gate * of(kGateGrad) + offset * of(kGateSlope);
+    }
+    grad_scale[c] = static_cast<float>(scale);
+    grad_shift[c] = static_cast<float>(shift);
+  }
+}
+
 }  // namespace greedynas::norm

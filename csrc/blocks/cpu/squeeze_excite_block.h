@@ -213,6 +213,58 @@ struct SqueezeBackward {
   }
 };
 
+template <Prologue kPrologue, class V, class T, int kRows>
+GREEDYNAS_VEC_INLINE void sum_gate_rows(const SqueezeExcite& layer, RowsOf<const T> grad, RowsOf<const T> x,
+                                        Slots<V> slots, float* sums) {
+  const std::int64_t width = padded(slots.channels);
+  const bool ahead = kRows > 1 && slots.prefetches();
+  for (int i = 0; i < slots.count(); ++i, sums += V::width) {
+    const int start = slots.start(i);
+    const Affine<kPrologue, V> affine(layer, start);
+    V own[kGateSums];
+    GREEDYNAS_UNROLL
+    for (int k = 0; k < kGateSums; ++k) own[k] = V::load(sums + k * width);
+    GREEDYNAS_UNROLL
+    for (int r = 0; r < kRows; ++r) {
+      if (ahead) {
+        __builtin_prefetch(x[r + kRows] + start);
+        __builtin_prefetch(grad[r + kRows] + start);
+      }
+      const V g = load_as<V>(grad[r] + start), value = load_as<V>(x[r] + start), z = affine.before_activation(value);
+      V slope;
+      const V a = activated_with_slope<activation_of(kPrologue)>(z, slope), through = g * slope;
+      own[kGateProduct] = fma(g, a, own[kGateProduct]);
+      own[kGateGrad] = own[kGateGrad] + through;
+      own[kGateGradX] = fma(through, value, own[kGateGradX]);
+      own[kGateSlope] = own[kGateSlope] + slope;
+      own[kGateSlopeX] = fma(slope, value, own[kGateSlopeX]);
+    }
+    GREEDYNAS_UNROLL
+    for (int k = 0; k < kGateSums; ++k) own[k].store(sums + k * width);
+  }
+}
+
+template <class V, class T>
+struct SumGate {
+  template <Prologue kPrologue>
+  static void run_layer(const Shape& part, const SqueezeExcite& layer, Input grad_input, Input x_input, float* sums) {
+    const RowsOf<const T> grad = rows_of<T>(grad_input);
+    const RowsOf<const T> x = rows_of<T>(x_input);
+    const Slots<V> slots{part.channels};
+    const std::int64_t width = padded(part.channels);
+    for (int k = 0; k < kGateSums; ++k) clear(slots, sums + k * width);
+    std::int64_t row = 0;
+    constexpr int kTogether = 8;
+    for (; row + kTogether <= part.rows; row += kTogether) {
+      sum_gate_rows<kPrologue, V, T, kTogether>(layer, {grad[row], grad.stride}, {x[row], x.stride}, slots, sums);
+    }
+    for (; row < part.rows; ++row) {
+      sum_gate_rows<kPrologue, V, T, 1>(layer, {grad[row], grad.stride}, {x[row], x.stride}, slots, sums);
+    }
+    for (int k = 0; k < kGateSums; ++k) slots.close_gap(sums + k * width);
+  }
+};
+
 // Op<V, T>::run_layer<prologue>(part, layer, arguments...).
 template <template <class, class> class Op>
 struct ByPrologue {
@@ -260,8 +312,13 @@ void squeeze_backward_of(const SqueezeExcite& layer, const Shape& part, Input gr
 }
 
 template <class V>
+void gate_sums_of(const SqueezeExcite& layer, const Shape& part, Input grad, Input x, float* sums) {
+  by_storage<V, ByPrologue<SumGate>::template With>(part, &layer, grad, x, sums);
+}
+
+template <class V>
 constexpr SqueezeKernel squeeze_kernel_over() {
-  return {&squeeze_of<V>, &excite_of<V>, &excite_backward_of<V>, &squeeze_backward_of<V>};
+  return {&squeeze_of<V>, &excite_of<V>, &excite_backward_of<V>, &squeeze_backward_of<V>, &gate_sums_of<V>};
 }
 
 }  // namespace

@@ -20,6 +20,9 @@ struct SqueezeKernel {
   // grad_a = grad * gates + offsets. With a prologue: sums of the gradient before the activation, and of that times x.
   void (*squeeze_backward)(const SqueezeExcite& layer, const Shape& part, Input grad, Input x, const float* gates,
                            const float* offsets, void* grad_x, float* sums, float* products);
+
+  // sums [kGateSums][padded(channels)]
+  void (*gate_sums)(const SqueezeExcite& layer, const Shape& part, Input grad, Input x, float* sums);
 };
 
 extern const SqueezeKernel kScalarSqueezeKernel;  // for tensors too narrow for any vector

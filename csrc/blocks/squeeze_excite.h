@@ -11,6 +11,15 @@ namespace greedynas::norm {
 
 enum class Prologue { none, affine, affine_relu, affine_hard_swish, affine_silu };
 
+// Scale and shift, and then this activation.
+constexpr Prologue prologue_of(Activation activation) {
+  return static_cast<Prologue>(static_cast<int>(activation) + 1);
+}
+static_assert(prologue_of(Activation::identity) == Prologue::affine &&
+              prologue_of(Activation::relu) == Prologue::affine_relu &&
+              prologue_of(Activation::hard_swish) == Prologue::affine_hard_swish &&
+              prologue_of(Activation::silu) == Prologue::affine_silu);
+
 struct SqueezeExcite {
   Shape image;  // rows: the pixels of one image, at least one
   std::int64_t images;

@@ -23,15 +23,12 @@ bool expands_in_caches(const InvertedResidual& block) {
          block.rows() >= kRowsAChannel * block.in;
 }
 
-// The code of an activation after scale and shift, among the codes of a layer that may also have none of the three.
-template <class Code>
-constexpr Code after_affine(norm::Activation activation) {
-  return static_cast<Code>(static_cast<int>(activation) + 1);
+// Scale and shift, and then this activation, as mixconv calls it.
+constexpr MixconvActivation mixconv_activation(norm::Activation activation) {
+  return static_cast<MixconvActivation>(static_cast<int>(activation) + 1);
 }
-static_assert(after_affine<Prologue>(norm::Activation::identity) == Prologue::affine &&
-              after_affine<Prologue>(norm::Activation::silu) == Prologue::affine_silu);
-static_assert(after_affine<MixconvActivation>(norm::Activation::identity) == MixconvActivation::identity &&
-              after_affine<MixconvActivation>(norm::Activation::silu) == MixconvActivation::silu);
+static_assert(mixconv_activation(norm::Activation::identity) == MixconvActivation::identity &&
+              mixconv_activation(norm::Activation::silu) == MixconvActivation::silu);
 
 MixconvTensor image_tensor(const void* data, std::int64_t height, std::int64_t width, std::int64_t pixel) {
   return {const_cast<void*>(data), height * width * pixel, width * pixel, pixel};
@@ -68,15 +65,13 @@ struct Layers {
   norm::SqueezeExcite squeeze(const float* scale_shift) const {
     norm::Shape image = shape2();
     image.rows = block.out_pixels();
-    return {
-        image,        block.batch, after_affine<Prologue>(block.activation), scale_shift, scale_shift + block.middle,
-        block.threads};
+    return {image,        block.batch, norm::prologue_of(block.activation), scale_shift, scale_shift + block.middle,
+            block.threads};
   }
   GateProducts gate() const { return {block.batch, block.middle, block.gate, block.threads}; }
   PointwiseInput project_input(const float* z2, const float* scale_shift, const float* gates) const {
-    return {
-        {z2, block.middle}, after_affine<Prologue>(block.activation), scale_shift, scale_shift + block.middle, gates,
-        block.out_pixels()};
+    return {{z2, block.middle}, norm::prologue_of(block.activation), scale_shift, scale_shift + block.middle, gates,
+            block.out_pixels()};
   }
   // Of x where nothing is expanded, else of z1.
   MixconvCall depthwise(const float* z1, const float* scale_shift) const {
@@ -93,7 +88,7 @@ struct Layers {
       return call;
     }
     call.x = image_tensor(z1, block.height, block.width, block.middle);
-    call.activation = after_affine<MixconvActivation>(block.activation);
+    call.activation = mixconv_activation(block.activation);
     call.scale = scale_shift;
     call.shift = scale_shift + block.middle;
     return call;
@@ -264,8 +259,7 @@ void backward(const InvertedResidual& block, const InvertedResidualTensors& tens
     norm::affine_gradients(squeeze, space.gate_sums, space.gates, space.grad_means, grad_scale2, grad_shift2);
     const auto share = static_cast<float>(1.0 / static_cast<double>(block.out_pixels()));
     for (std::int64_t i = 0; i < images; ++i) space.grad_means[i] *= share;
-    gate = {space.gates, space.grad_means, squeeze.scale, squeeze.shift,
-            after_affine<MixconvActivation>(block.activation)};
+    gate = {space.gates, space.grad_means, squeeze.scale, squeeze.shift, mixconv_activation(block.activation)};
   }
 
   const norm::Channels channels2 = layers.channels(1, moments[1]);

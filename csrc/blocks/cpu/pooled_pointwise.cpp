@@ -11,13 +11,6 @@ using norm::Input;
 using norm::Prologue;
 using norm::Storage;
 
-// The activation after scale and shift.
-Prologue prologue_of(norm::Activation activation) {
-  static_assert(static_cast<int>(Prologue::affine) == static_cast<int>(norm::Activation::identity) + 1 &&
-                static_cast<int>(Prologue::affine_silu) == static_cast<int>(norm::Activation::silu) + 1);
-  return static_cast<Prologue>(static_cast<int>(activation) + 1);
-}
-
 struct Layers {
   const PooledPointwise& layer;
 
@@ -30,7 +23,8 @@ struct Layers {
   norm::SqueezeExcite pooling(const float* scale_shift) const {
     norm::Shape image = norm::shape_of(Storage::float32, rows(), layer.out);
     image.rows = layer.pixels;
-    return {image, layer.images, prologue_of(layer.activation), scale_shift, scale_shift + layer.out, layer.threads};
+    return {image,        layer.images, norm::prologue_of(layer.activation), scale_shift, scale_shift + layer.out,
+            layer.threads};
   }
 };
 

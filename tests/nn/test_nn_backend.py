@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 import torch
+from nn_results import results as run
 from torch import nn
 
 from greedynas_fast import spaces
@@ -33,15 +34,6 @@ def layers() -> Iterator[tuple[str, LayerSpec, int]]:
 CASES = [
     pytest.param(layer, index, id=f"{name}-{layer.index}-{layer.ops[index].name}") for name, layer, index in layers()
 ]
-
-
-def run(module: nn.Module, x: torch.Tensor) -> list[torch.Tensor]:
-    """Output, gradients of x and all parameters, running statistics."""
-    x = x.clone(memory_format=torch.preserve_format).requires_grad_()
-    y = module(x)
-    weights = torch.linspace(-1, 1, y.numel(), dtype=y.dtype).view(y.shape)
-    gradients = torch.autograd.grad((y * weights).sum(), [x, *module.parameters()])
-    return [y.detach(), *gradients, *(value.detach().clone() for value in module.buffers())]
 
 
 def assert_equal(found: list[torch.Tensor], expected: list[torch.Tensor], tolerance: float = 2e-5) -> None:

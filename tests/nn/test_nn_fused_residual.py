@@ -8,12 +8,11 @@ import gc
 import io
 import weakref
 from collections.abc import Callable
-from typing import Any
 
 import pytest
 import torch
+from nn_results import Operators, results
 from torch import nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from greedynas_fast.errors import InputError
 from greedynas_fast.nn import InvertedResidual, use_backend
@@ -33,34 +32,12 @@ def make(expansion: int = 3, *, gated: bool = True, kernels: tuple[int, ...] = (
     return module.train()
 
 
-def results(module: nn.Module, x: torch.Tensor = X) -> list[torch.Tensor]:
-    """Output, gradients of x and of all parameters, running statistics."""
-    x = x.clone(memory_format=torch.preserve_format).requires_grad_()
-    y = module(x)
-    weights = torch.linspace(-1, 1, y.numel(), dtype=y.dtype).view(y.shape)
-    gradients = torch.autograd.grad((y * weights).sum(), [x, *module.parameters()])
-    return [y.detach(), *gradients, *(value.detach().clone() for value in module.buffers())]
-
-
-class Watcher(TorchDispatchMode):
-    """Notes the names of our operators."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.names: list[str] = []
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func.namespace == "greedynas":
-            self.names.append(func.__name__)
-        return func(*args, **(kwargs or {}))
-
-
 def by_operator(module: nn.Module, x: torch.Tensor = X) -> list[torch.Tensor]:
     """The same from a copy, with something that watches operators."""
     copied = copy.deepcopy(module)
-    with Watcher() as watcher:
+    with Operators() as watcher:
         found = results(copied, x)
-    assert {"inverted_residual.default", "inverted_residual_backward.default"} <= set(watcher.names)
+    assert {"greedynas.inverted_residual.default", "greedynas.inverted_residual_backward.default"} <= watcher.seen
     return found
 
 
@@ -69,43 +46,29 @@ def assert_same(found: list[torch.Tensor], expected: list[torch.Tensor]) -> None
     assert all(torch.equal(*pair) for pair in zip(found, expected, strict=True))
 
 
-@pytest.fixture
-def blocks_run(monkeypatch: pytest.MonkeyPatch) -> list[direct.Laid]:
-    """The blocks that have run without an operator."""
-    seen: list[direct.Laid] = []
-    run = direct.run
-
-    def spy(x: torch.Tensor, laid: direct.Laid, parameters: list[torch.Tensor]) -> torch.Tensor:
-        seen.append(laid)
-        return run(x, laid, parameters)
-
-    monkeypatch.setattr(direct, "run", spy)
-    return seen
-
-
 @pytest.mark.parametrize("gated", [False, True])
 @pytest.mark.parametrize("expansion", [1, 3])
-def test_equals_the_operator(expansion: int, gated: bool, blocks_run: list[direct.Laid]) -> None:
+def test_equals_the_operator(expansion: int, gated: bool, ran: list[direct.Laid]) -> None:
     module = make(expansion, gated=gated)
     for x in (X, X, X[:, :, :3].contiguous(memory_format=torch.channels_last), X):
         expected = by_operator(module, x)
-        del blocks_run[:]
+        del ran[:]
         assert_same(results(module, x), expected)
-        assert len(blocks_run) == 1
+        assert len(ran) == 1
     with torch.no_grad():
         assert torch.equal(module(X), expected[0])
-    assert len(blocks_run) == 2
+    assert len(ran) == 2
 
 
-def test_one_layout_serves_until_something_changes(blocks_run: list[direct.Laid]) -> None:
+def test_one_layout_serves_until_something_changes(ran: list[direct.Laid]) -> None:
     module = make()
     for _ in range(3):
         module(X)
     with torch.no_grad():
         module.conv_pwl.weight.mul_(2)  # in place: read anew by every call
     expected = by_operator(module)
-    assert_same(results(module), expected)
-    assert len(set(map(id, blocks_run))) == 1
+    assert_same(results(module, X), expected)
+    assert len(set(map(id, ran))) == 1
 
 
 def replace_parameter(module: InvertedResidual) -> None:
@@ -177,32 +140,32 @@ def parametrise(module: InvertedResidual) -> None:
 )
 def test_changes_are_noticed(change: Callable[[InvertedResidual], None]) -> None:
     module = make()
-    before = results(module)
+    before = results(module, X)
     change(module)
     plain = copy.deepcopy(module)
     use_backend(plain, "reference")
-    found, expected = results(module), results(plain)
+    found, expected = results(module, X), results(plain, X)
     assert any(not torch.equal(*pair) for pair in zip(found, before, strict=False))
     for mine, theirs in zip(found, expected, strict=True):
         torch.testing.assert_close(mine, theirs, rtol=2e-4, atol=2e-4)
 
 
 @pytest.mark.parametrize("change", [use_double_statistics, average_all, parametrise, nn.Module.double])
-def test_left_to_others(change: Callable[[InvertedResidual], None], blocks_run: list[direct.Laid]) -> None:
+def test_left_to_others(change: Callable[[InvertedResidual], None], ran: list[direct.Laid]) -> None:
     module = make()
     change(module)
     module(X.to(module.conv_pw.weight.dtype))
-    assert not blocks_run
+    assert not ran
 
 
-def test_evaluation_and_mixed_modes(blocks_run: list[direct.Laid]) -> None:
+def test_evaluation_and_mixed_modes(ran: list[direct.Laid]) -> None:
     module = make()
-    results(module)
+    results(module, X)
     for mode in (nn.Module.eval, nn.Module.train):
         mode(module)
         expected = by_operator(module)
-        assert_same(results(module), expected)
-    assert len(blocks_run) == 2
+        assert_same(results(module, X), expected)
+    assert len(ran) == 2
     freeze_one(module)
     with pytest.raises(InputError, match="expected all norms to have some or none"):
         module(X)
@@ -232,7 +195,7 @@ def test_other_weights_by_functional_call() -> None:
 
 def test_frozen_parameters() -> None:
     module = make()
-    expected = results(module)
+    expected = results(module, X)
     for parameter in module.parameters():
         parameter.requires_grad_(False)
     x = X.clone(memory_format=torch.preserve_format).requires_grad_()
@@ -246,12 +209,12 @@ def test_frozen_parameters() -> None:
 def test_backward_pass_alone_is_watched() -> None:
     for expansion, gated in ((1, False), (1, True), (3, False), (3, True)):
         module = make(expansion, gated=gated)
-        expected = results(copy.deepcopy(module))
+        expected = results(copy.deepcopy(module), X)
         x = X.clone(memory_format=torch.preserve_format).requires_grad_()
         y = module(x)
-        with Watcher() as watcher:
+        with Operators() as watcher:
             (y * torch.linspace(-1, 1, y.numel()).view(y.shape)).sum().backward()
-        assert "inverted_residual_backward.default" in watcher.names
+        assert "greedynas.inverted_residual_backward.default" in watcher.seen
         assert_same([x.grad, *(p.grad for p in module.parameters())], expected[1 : 2 + len(list(module.parameters()))])
 
 
@@ -274,7 +237,7 @@ def test_backward_twice_and_never_through_itself() -> None:
 
 def test_gradients_of_other_layouts() -> None:
     module = make()
-    expected = results(copy.deepcopy(module))[1]
+    expected = results(copy.deepcopy(module), X)[1]
     for stride_of in (torch.Tensor.contiguous, lambda g: g.expand(4, 8, 6, 5)):
         x = X.clone(memory_format=torch.preserve_format).requires_grad_()
         y = copy.deepcopy(module)(x)
@@ -289,7 +252,7 @@ def test_gradients_of_other_layouts() -> None:
             assert torch.isfinite(x.grad).all()
 
 
-def test_bad_input_after_good(blocks_run: list[direct.Laid]) -> None:
+def test_bad_input_after_good(ran: list[direct.Laid]) -> None:
     module = make()
     module(X)
     with pytest.raises(InputError, match=r"expand: expected a weight \[24, 7, 1, 1\]"):
@@ -297,12 +260,12 @@ def test_bad_input_after_good(blocks_run: list[direct.Laid]) -> None:
     with pytest.raises(InputError, match="expected more than one value a channel"):
         module(X[:1, :, :1, :1].contiguous(memory_format=torch.channels_last))
     module(X)
-    assert len(blocks_run) == 2
+    assert len(ran) == 2
 
 
 def test_copies_keep_nothing() -> None:
     module = make()
-    results(module)
+    results(module, X)
     stored = io.BytesIO()
     torch.save(module, stored)
     stored.seek(0)
@@ -320,6 +283,6 @@ def test_copies_keep_nothing() -> None:
 @pytest.mark.parametrize("watched", [False, True])
 def test_gradients_have_the_strides_of_parameters(watched: bool) -> None:
     module = make().to(memory_format=torch.channels_last)
-    with Watcher() if watched else contextlib.nullcontext():
+    with Operators() if watched else contextlib.nullcontext():
         module(X).sum().backward()
     assert all(p.grad is not None and p.grad.stride() == p.stride() for p in module.parameters())

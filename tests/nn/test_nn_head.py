@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 import torch
+from nn_results import Operators, results
 from torch import nn
 from torch.profiler import ProfilerActivity, profile
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from greedynas_fast.errors import InputError
 from greedynas_fast.nn import Head, use_backend
@@ -38,45 +38,22 @@ def images(n: int = 3, channels: int = 5, height: int = 7, width: int = 3) -> to
     return x.contiguous(memory_format=torch.channels_last)
 
 
-def results(head: Head, x: torch.Tensor) -> list[torch.Tensor]:
-    """Output, gradients of x and of all parameters, running statistics."""
-    x = x.clone(memory_format=torch.preserve_format).requires_grad_()
-    y = head(x)
-    weights = torch.linspace(-1, 1, y.numel(), dtype=y.dtype).view(y.shape)
-    gradients = torch.autograd.grad((y * weights).sum(), [x, *head.parameters()])
-    return [y.detach(), *gradients, *(value.detach().clone() for value in head.buffers())]
-
-
 def assert_close(found: list[torch.Tensor], expected: list[torch.Tensor]) -> None:
     for mine, theirs in zip(found, expected, strict=True):
         scale = max(float(theirs.abs().max()), 1.0)
         torch.testing.assert_close(mine.double(), theirs.double(), rtol=0, atol=3e-5 * scale)
 
 
-@pytest.fixture
-def ran(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The names of what has run without operators."""
-    seen: list[str] = []
-    run = direct.run
-
-    def spy(x: torch.Tensor, laid: direct.Laid, parameters: list[torch.Tensor]) -> torch.Tensor:
-        seen.append(laid.name)
-        return run(x, laid, parameters)
-
-    monkeypatch.setattr(direct, "run", spy)
-    return seen
-
-
 @pytest.mark.usefixtures("level")
 @pytest.mark.parametrize("case", CASES)
-def test_equals_torchs_layers(case: tuple[int, int, int, int, int, str], ran: list[str]) -> None:
+def test_equals_torchs_layers(case: tuple[int, int, int, int, int, str], ran: list[direct.Laid]) -> None:
     n, channels, features, height, width, activation = case
     head, x = make(channels, features, activation), images(n, channels, height, width)
     plain = copy.deepcopy(head).double()
     use_backend(plain, "reference")
     for _ in range(2):
         assert_close(results(head, x), results(plain, x.double()))
-    assert ran == ["pooled_pointwise"] * 2
+    assert [laid.name for laid in ran] == ["pooled_pointwise"] * 2
     with torch.no_grad():
         assert_close([head(x)], [plain(x.double())])
 
@@ -100,7 +77,7 @@ def cumulative(head: Head) -> None:
 
 
 @pytest.mark.parametrize("change", [nn.Module.eval, forward_hook, bias, cumulative, nn.Module.bfloat16])
-def test_left_to_layers(change: Callable[[Head], Any], ran: list[str]) -> None:
+def test_left_to_layers(change: Callable[[Head], Any], ran: list[direct.Laid]) -> None:
     head, x = make(), images()
     head(x)
     change(head)
@@ -109,32 +86,20 @@ def test_left_to_layers(change: Callable[[Head], Any], ran: list[str]) -> None:
     x = x.to(head.bn.weight.dtype)
     tolerance = 0.05 if x.dtype == torch.bfloat16 else 1e-5
     torch.testing.assert_close(head(x), plain(x), rtol=tolerance, atol=tolerance)
-    assert ran == ["pooled_pointwise"]
+    assert [laid.name for laid in ran] == ["pooled_pointwise"]
 
 
-class Names(TorchDispatchMode):
-    """The names of all operators."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.seen: set[str] = set()
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.seen.add(str(func))
-        return func(*args, **(kwargs or {}))
-
-
-def test_what_watches_sees_operators(ran: list[str]) -> None:
+def test_what_watches_sees_operators(ran: list[direct.Laid]) -> None:
     head, x = make(), images().requires_grad_()
-    with Names() as names:
+    with Operators() as watcher:
         head(x)
-    assert "aten.convolution.default" in names.seen
+    assert "aten.convolution.default" in watcher.seen
     assert not ran
     expected = results(copy.deepcopy(head), x.detach())
     y = head(x)
-    with Names() as names:
+    with Operators() as watcher:
         (y * torch.linspace(-1, 1, y.numel()).view(y.shape)).sum().backward()
-    assert "aten.convolution.default" in names.seen
+    assert "aten.convolution.default" in watcher.seen
     assert x.grad is not None
     found = [value.grad for value in (x, *head.parameters()) if value.grad is not None]
     assert_close(found, expected[1 : 2 + len(list(head.parameters()))])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from operator import attrgetter
 from typing import Any, NamedTuple, cast
 
 from torch import Tensor, nn
@@ -40,6 +39,11 @@ class GateLayers(NamedTuple):
         return Gate(reduce.weight, reduce.bias, expand.weight, expand.bias, self.activation, self.gate)
 
 
+def _weight_of(conv: Any) -> Tensor:
+    weight: Tensor = conv.weight
+    return weight
+
+
 class BlockLayers(NamedTuple):
     """The layers of an inverted residual.
 
@@ -59,7 +63,7 @@ class BlockLayers(NamedTuple):
     gate: GateLayers | None
     activation: nn.Module
     residual: bool
-    weight_of: Callable[[Any], Tensor] = attrgetter("weight")
+    weight_of: Callable[[Any], Tensor] = _weight_of
 
 
 def run_inverted_residual(block: Fusable, layers_of: Callable[[Any], BlockLayers], x: Tensor) -> Tensor | None:

@@ -5,12 +5,23 @@
 #include <pybind11/pybind11.h>
 
 #include <cstdint>
+#include <utility>
 
 namespace greedynas::bindings {
 
 template <typename T>
 T* at(std::uintptr_t address) {
   return reinterpret_cast<T*>(address);
+}
+
+// An address, and the distance of rows or the groups of a convolution.
+using Place = std::pair<std::uintptr_t, std::int64_t>;
+
+// The layer for this x; layers are made once for many.
+template <class Layer>
+Layer with_input(Layer layer, Place x) {
+  layer.x = {at<const void>(x.first), x.second};
+  return layer;
 }
 
 void bind_blocks(pybind11::module_& m);

@@ -5,7 +5,6 @@
 
 #include <array>
 #include <tuple>
-#include <utility>
 #include <vector>
 
 #include "bindings.h"
@@ -22,8 +21,6 @@ using Address = std::uintptr_t;
 
 float* floats(Address address) { return at<float>(address); }
 
-// An address, and the distance of rows or the groups of a convolution.
-using Place = std::pair<Address, std::int64_t>;
 // Weight, bias, eps.
 using Norm = std::tuple<Address, Address, double>;
 
@@ -65,11 +62,6 @@ InvertedResidual make_block(const std::array<std::int64_t, 7>& sizes, Place expa
                 static_cast<norm::Activation>(codes[1]),
                 flags[2]};
   block.threads = threads;
-  return block;
-}
-
-InvertedResidual with_input(InvertedResidual block, Place x) {
-  block.x = {at<const void>(x.first), x.second};
   return block;
 }
 

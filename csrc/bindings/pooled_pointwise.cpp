@@ -5,7 +5,6 @@
 
 #include <array>
 #include <tuple>
-#include <utility>
 
 #include "bindings.h"
 
@@ -18,14 +17,6 @@ namespace {
 using blocks::PooledPointwise;
 using Released = py::call_guard<py::gil_scoped_release>;
 using Address = std::uintptr_t;
-
-// An address, and the distance of rows.
-using Place = std::pair<Address, std::int64_t>;
-
-PooledPointwise with_input(PooledPointwise layer, Place x) {
-  layer.x = {at<const void>(x.first), x.second};
-  return layer;
-}
 
 }  // namespace
 

@@ -10,7 +10,7 @@ from timm.models._efficientnet_blocks import DepthwiseSeparableConv, InvertedRes
 from torch import Tensor, nn
 
 from greedynas_fast.nn.accelerated_torch import Swap, depthwise_groups, is_pointwise
-from greedynas_fast.nn.backend import Fusable, activation_name
+from greedynas_fast.nn.backend import Fusable, activation_name, name_of
 from greedynas_fast.nn.fused_norm import run_norm_act
 from greedynas_fast.nn.fused_residual import BlockLayers, GateLayers, run_inverted_residual
 from greedynas_fast.ops.mixconv import mixconv
@@ -121,10 +121,8 @@ def _pointwise_weight(conv: nn.Module) -> Tensor:
 
 def _gate_of(layer: Any) -> GateLayers:
     """What the operations need to know of a layer that `_runs_gate` accepts."""
-    act = activation_name(layer.act1)
     gate = "sigmoid" if isinstance(layer.gate, nn.Sigmoid) else "hard_sigmoid"
-    assert act is not None
-    return GateLayers(layer.conv_reduce, layer.conv_expand, act, gate)
+    return GateLayers(layer.conv_reduce, layer.conv_expand, name_of(layer.act1), gate)
 
 
 def _runs_gate(layer: Any) -> bool:

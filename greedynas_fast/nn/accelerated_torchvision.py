@@ -11,7 +11,7 @@ from torchvision.models.shufflenetv2 import InvertedResidual as ShuffleUnit
 from torchvision.ops.misc import Conv2dNormActivation, SqueezeExcitation
 
 from greedynas_fast.nn.accelerated_torch import Swap, depthwise_groups, is_pointwise
-from greedynas_fast.nn.backend import Fusable, activation_name, is_fused, run_layers
+from greedynas_fast.nn.backend import Fusable, activation_name, is_fused, name_of, run_layers
 from greedynas_fast.nn.fused_residual import BlockLayers, GateLayers, run_inverted_residual
 from greedynas_fast.ops.shuffle import channel_shuffle
 from greedynas_fast.ops.squeeze_excite import squeeze_excite
@@ -79,10 +79,8 @@ def _run_unit(unit: Any, x: Tensor) -> Tensor:
 
 def _gate_of(layer: SqueezeExcitation) -> GateLayers:
     """What the operations need to know of a layer that `_runs_gate` accepts."""
-    act = activation_name(cast("nn.Module", layer.activation))
     gate = "sigmoid" if isinstance(layer.scale_activation, nn.Sigmoid) else "hard_sigmoid"
-    assert act is not None
-    return GateLayers(layer.fc1, layer.fc2, act, gate)
+    return GateLayers(layer.fc1, layer.fc2, name_of(cast("nn.Module", layer.activation)), gate)
 
 
 def _runs_gate(layer: Any) -> bool:

@@ -186,6 +186,13 @@ def activation_name(module: nn.Module) -> str | None:
     return _FUSED_ACTIVATIONS.get(type(module))
 
 
+def name_of(activation: nn.Module) -> str:
+    """The same for one that is known to have a name."""
+    name = activation_name(activation)
+    assert name is not None
+    return name
+
+
 def uses_batch(norm: nn.BatchNorm2d) -> bool:
     """Whether this batch norm normalises by the statistics of the batch."""
     return norm.training or norm.running_mean is None
@@ -200,8 +207,6 @@ def norm_act(norm: nn.BatchNorm2d, act: nn.Module, x: Tensor, residual: Tensor |
         x: [N, C, H, W].
         residual: of the shape of x.
     """
-    name = activation_name(act)
-    assert name is not None
     tracked = not norm.training or norm.track_running_stats
     return bn_act(
         x,
@@ -212,7 +217,7 @@ def norm_act(norm: nn.BatchNorm2d, act: nn.Module, x: Tensor, residual: Tensor |
         training=uses_batch(norm),
         momentum=_count_batch(norm) if norm.training else 0.0,
         eps=norm.eps,
-        activation=name,
+        activation=name_of(act),
         residual=None if residual is None else residual.to(x.dtype),
     )
 

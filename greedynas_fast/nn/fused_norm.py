@@ -6,7 +6,7 @@ from typing import cast
 
 from torch import Tensor, nn
 
-from greedynas_fast.nn.backend import Fusable, activation_name, norm_act
+from greedynas_fast.nn.backend import Fusable, name_of, norm_act
 from greedynas_fast.nn.prepared import Prepared, slots_of
 from greedynas_fast.ops import direct
 from greedynas_fast.ops.bn_act_direct import NormAct
@@ -49,6 +49,4 @@ class _Prepared(Prepared):
     def lay_out(self, x: Tensor, parameters: list[Tensor | None], running: list[direct.Running]) -> direct.Laid:
         """See `Prepared`."""
         weight, bias = cast("list[Tensor]", parameters)
-        name = activation_name(self._act)
-        assert name is not None
-        return NormAct(x.shape, weight, bias, self._norms[0].eps, name, running, threads())
+        return NormAct(x.shape, weight, bias, self._norms[0].eps, name_of(self._act), running, threads())

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple, cast
 
 from torch import Tensor, nn
 
-from greedynas_fast.nn.backend import Fusable, activation_name, num_values, running_moments, update_running
+from greedynas_fast.nn.backend import Fusable, name_of, num_values, running_moments, update_running
 from greedynas_fast.nn.prepared import Prepared, slots_of
 from greedynas_fast.ops import direct
 from greedynas_fast.ops.inverted_residual import Gate, Norm, check, inverted_residual
@@ -99,7 +99,7 @@ def _by_operation(layers: BlockLayers, x: Tensor) -> Tensor:
         (layers.weight_of(project[0]), _norm(project[1])),
         None if layers.gate is None else layers.gate.parameters(),
         stride=depthwise[0][0].stride[0],
-        activation=_name_of(layers.activation),
+        activation=name_of(layers.activation),
         residual=layers.residual,
     )
     if expand is not None:
@@ -140,7 +140,7 @@ class _Prepared(Prepared):
         first, second, third = (0.0, *(norm.eps for norm in self._norms))[-3:]
         options = Options(
             layers.depthwise[0][0].stride[0],
-            _name_of(layers.activation),
+            name_of(layers.activation),
             layers.residual,
             (first, second, third),
             ("", "") if layers.gate is None else layers.gate[2:],
@@ -161,9 +161,3 @@ class _Prepared(Prepared):
             options.residual,
         )
         return Block(x.shape, own, weights, options, running, threads())
-
-
-def _name_of(activation: nn.Module) -> str:
-    name = activation_name(activation)
-    assert name is not None
-    return name

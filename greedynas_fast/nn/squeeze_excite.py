@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from greedynas_fast.errors import InputError
-from greedynas_fast.nn.backend import Fusable, activation_name
+from greedynas_fast.nn.backend import Fusable, name_of
 from greedynas_fast.nn.fused_residual import GateLayers
 from greedynas_fast.nn.primitives import activation
 from greedynas_fast.ops.squeeze_excite import squeeze_excite
@@ -47,7 +47,5 @@ class SqueezeExcite(Fusable):
 
     def gate_layers(self) -> GateLayers:
         """What the fused operations need to know."""
-        act = activation_name(self.act1)
-        assert act is not None
         gate = "sigmoid" if isinstance(self.gate, nn.Sigmoid) else "hard_sigmoid"
-        return GateLayers(self.conv_reduce, self.conv_expand, act, gate)
+        return GateLayers(self.conv_reduce, self.conv_expand, name_of(self.act1), gate)

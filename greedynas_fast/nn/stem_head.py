@@ -7,7 +7,7 @@ from typing import cast
 from torch import Tensor, nn
 
 from greedynas_fast.errors import InputError
-from greedynas_fast.nn.backend import Fusable, activation_name, norm_act
+from greedynas_fast.nn.backend import Fusable, name_of, norm_act
 from greedynas_fast.nn.build import build_operation
 from greedynas_fast.nn.dropout import BatchDropout
 from greedynas_fast.nn.fused_norm import run_norm_act
@@ -103,7 +103,6 @@ class _Prepared(Prepared):
     def lay_out(self, x: Tensor, parameters: list[Tensor | None], running: list[direct.Running]) -> direct.Laid:
         """See `Prepared`."""
         weight, gamma, beta = cast("list[Tensor]", parameters)
-        name = activation_name(self._activation)
-        assert name is not None
+        name = name_of(self._activation)
         (norm,) = self._norms
         return PooledPointwise(x.shape, weight, (gamma, beta, norm.eps), name, running, threads())

@@ -92,8 +92,7 @@ class MixconvCall:
         scale: int,
         shift: int,
     ) -> None: ...
-    def workspace_bytes(self, threads: int) -> int: ...
-    def forward(self, y: tuple[int, int, int, int], stats: int, workspace: int, threads: int) -> None: ...
+    def forward(self, y: tuple[int, int, int, int], stats: int, threads: int) -> None: ...
     def backward(
         self,
         grad: tuple[int, int, int, int],
@@ -102,14 +101,10 @@ class MixconvCall:
         x_grad: tuple[int, int, int, int],
         weight_grads: Sequence[int],
         norm_grad: int,
-        workspace: int,
         threads: int,
     ) -> None: ...
 
-def bn_workspace_floats(rows: int, channels: int) -> int: ...
-def bn_moments(
-    rows: int, channels: int, bf16: bool, x: int, x_stride: int, workspace: int, moments: int, threads: int
-) -> None: ...
+def bn_moments(rows: int, channels: int, bf16: bool, x: int, x_stride: int, moments: int, threads: int) -> None: ...
 def bn_update(
     rows: int, channels: int, moments: int, share: float, running_mean: int, running_var: int, counter: int = 0
 ) -> None: ...
@@ -135,7 +130,6 @@ class BnAct:
         x_stride: int,
         residual: int,
         residual_stride: int,
-        workspace: int,
         y: int,
     ) -> None: ...
     def backward(
@@ -147,7 +141,6 @@ class BnAct:
         x_stride: int,
         residual: int,
         residual_stride: int,
-        workspace: int,
         grad_x: int,
         grad_residual: int,
         grad_weight: int,
@@ -162,7 +155,6 @@ class BnAct:
         grad_stride: int,
         x: int,
         x_stride: int,
-        workspace: int,
         grad_x: int,
     ) -> None: ...
     def statistics_gradient(self, known: int, sum_square: int) -> None: ...
@@ -173,7 +165,6 @@ class BnAct:
         x: int,
         x_stride: int,
         grad_scale_shift: int,
-        workspace: int,
         grad: int,
         grad_weight: int,
         grad_bias: int,
@@ -195,8 +186,7 @@ class Pointwise:
         threads: int,
         groups: int,
     ) -> None: ...
-    def workspace_floats(self) -> int: ...
-    def forward(self, workspace: int, y: int, moments: int) -> None: ...
+    def forward(self, y: int, moments: int) -> None: ...
     def backward(
         self,
         grad: int,
@@ -209,11 +199,17 @@ class Pointwise:
         scaled: bool,
         add: int,
         add_stride: int,
-        workspace: int,
         grad_x: int,
         grad_scale_shift: int,
         grad_weight: int,
     ) -> None: ...
+
+class TensorForm:
+    def __init__(self, shape: Sequence[int], strides: Sequence[int]) -> None: ...
+    def empty(self) -> object: ...
+
+def memory_use() -> tuple[int, int]: ...
+def release_memory() -> None: ...
 
 class InvertedResidual:
     def __init__(
@@ -229,18 +225,13 @@ class InvertedResidual:
         flags: Sequence[bool],
         threads: int,
     ) -> None: ...
-    def workspace_floats(self, keeps: bool) -> int: ...
-    def backward_workspace_floats(self) -> int: ...
-    def forward(
-        self, x: tuple[int, int], moments: Sequence[int], kept: Sequence[int], workspace: int, y: int
-    ) -> None: ...
+    def forward(self, x: tuple[int, int], moments: Sequence[int], kept: Sequence[int], y: int) -> None: ...
     def backward(
         self,
         x: tuple[int, int],
         moments: Sequence[int],
         kept: Sequence[int],
         grad: tuple[int, int],
-        workspace: int,
         grad_x: int,
         gradients: Sequence[int],
         depthwise: Sequence[int],
@@ -250,22 +241,16 @@ class PooledPointwise:
     def __init__(
         self, sizes: Sequence[int], weight: int, norm: tuple[int, int, float], activation: int, threads: int
     ) -> None: ...
-    def workspace_floats(self) -> int: ...
-    def forward(self, x: tuple[int, int], moments: int, z: int, workspace: int, pooled: int) -> None: ...
-    def backward(
-        self, x: tuple[int, int], moments: int, z: int, grad: int, workspace: int, gradients: Sequence[int]
-    ) -> None: ...
+    def forward(self, x: tuple[int, int], moments: int, z: int, pooled: int) -> None: ...
+    def backward(self, x: tuple[int, int], moments: int, z: int, grad: int, gradients: Sequence[int]) -> None: ...
 
 class SqueezeExcite:
     def __init__(
         self, images: int, pixels: int, channels: int, bf16: bool, prologue: int, scale: int, shift: int, threads: int
     ) -> None: ...
-    def workspace_floats(self) -> int: ...
-    def squeeze(self, x: int, x_stride: int, workspace: int, means: int) -> None: ...
+    def squeeze(self, x: int, x_stride: int, means: int) -> None: ...
     def excite(self, x: int, x_stride: int, gates: int, y: int) -> None: ...
-    def excite_backward(
-        self, grad: int, grad_stride: int, x: int, x_stride: int, workspace: int, grad_gates: int
-    ) -> None: ...
+    def excite_backward(self, grad: int, grad_stride: int, x: int, x_stride: int, grad_gates: int) -> None: ...
     def squeeze_backward(
         self,
         grad: int,
@@ -274,7 +259,6 @@ class SqueezeExcite:
         x_stride: int,
         gates: int,
         grad_means: int,
-        workspace: int,
         grad_x: int,
         grad_scale: int,
         grad_shift: int,

@@ -27,6 +27,7 @@ Layer with_input(Layer layer, Place x) {
 void bind_blocks(pybind11::module_& m);
 void bind_filter(pybind11::module_& m);
 void bind_inverted_residual(pybind11::module_& m);
+void bind_memory(pybind11::module_& m);
 void bind_norm(pybind11::module_& m);
 void bind_optim(pybind11::module_& m);
 void bind_paths(pybind11::module_& m);

@@ -7,6 +7,7 @@
 
 #include "bindings.h"
 #include "blocks/mixconv.h"
+#include "cpu/memory.h"
 
 namespace greedynas::bindings {
 
@@ -44,16 +45,21 @@ MixconvCall make_call(bool bf16, bool weight_bf16, const std::array<std::int64_t
   return call;
 }
 
+cpu::Workspace workspace_of(const MixconvCall& call, int threads) {
+  const std::size_t bytes = blocks::mixconv_workspace_bytes(call, threads);
+  return cpu::Workspace(static_cast<std::int64_t>(bytes / sizeof(float) + 1));
+}
+
 // weight_grads: an address a group, or none at all.
 void backward(MixconvCall& call, const Tensor& grad, std::uintptr_t stats_grad, const Tensor& y, const Tensor& x_grad,
-              const std::vector<std::uintptr_t>& weight_grads, std::uintptr_t norm_grad, std::uintptr_t workspace,
-              int threads) {
+              const std::vector<std::uintptr_t>& weight_grads, std::uintptr_t norm_grad, int threads) {
+  const cpu::Workspace workspace = workspace_of(call, threads);
   for (std::size_t g = 0; g < call.groups.size(); ++g) {
     call.groups[g].weight_grad = weight_grads.empty() ? nullptr : at<void>(weight_grads.at(g));
   }
   blocks::mixconv_backward(
       call, {tensor_of(grad), at<const float>(stats_grad), tensor_of(y), tensor_of(x_grad), at<float>(norm_grad)},
-      at<void>(workspace), threads);
+      workspace.floats(), threads);
 }
 
 }  // namespace
@@ -64,15 +70,15 @@ void bind_blocks(py::module_& m) {
       .def(py::init(&make_call), py::arg("bf16"), py::arg("weight_bf16"), py::arg("batch_height_width"),
            py::arg("stride"), py::arg("groups"), py::arg("x"), py::arg("activation"), py::arg("scale"),
            py::arg("shift"))
-      .def("workspace_bytes", &blocks::mixconv_workspace_bytes, py::arg("threads"))
       .def(
           "forward",
-          [](const MixconvCall& call, const Tensor& y, std::uintptr_t stats, std::uintptr_t workspace, int threads) {
-            blocks::mixconv_forward(call, tensor_of(y), at<float>(stats), {}, at<void>(workspace), threads);
+          [](const MixconvCall& call, const Tensor& y, std::uintptr_t stats, int threads) {
+            const cpu::Workspace workspace = workspace_of(call, threads);
+            blocks::mixconv_forward(call, tensor_of(y), at<float>(stats), {}, workspace.floats(), threads);
           },
-          py::arg("y"), py::arg("stats"), py::arg("workspace"), py::arg("threads"), Released())
+          py::arg("y"), py::arg("stats"), py::arg("threads"), Released())
       .def("backward", &backward, py::arg("grad"), py::arg("stats_grad"), py::arg("y"), py::arg("x_grad"),
-           py::arg("weight_grads"), py::arg("norm_grad"), py::arg("workspace"), py::arg("threads"), Released());
+           py::arg("weight_grads"), py::arg("norm_grad"), py::arg("threads"), Released());
 }
 
 }  // namespace greedynas::bindings

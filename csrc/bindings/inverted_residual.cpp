@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "bindings.h"
+#include "cpu/memory.h"
 
 namespace greedynas::bindings {
 
@@ -85,36 +86,34 @@ void bind_inverted_residual(py::module_& m) {
            py::arg("norms"), py::arg("gate"), py::arg("gate_width"), py::arg("codes"), py::arg("flags"),
            py::arg("threads"))
       .def(
-          "workspace_floats",
-          [](const InvertedResidual& self, bool keeps) { return blocks::workspace_floats(self, keeps); },
-          py::arg("keeps"))
-      .def("backward_workspace_floats", &blocks::backward_workspace_floats)
-      .def(
           "forward",
           [](const InvertedResidual& self, Place x, const std::array<Address, 3>& moments,
-             const std::array<Address, 6>& kept, Address workspace, Address y) {
-            blocks::forward(with_input(self, x), tensors_of(moments, kept), floats(workspace), floats(y));
+             const std::array<Address, 6>& kept, Address y) {
+            const blocks::InvertedResidualTensors tensors = tensors_of(moments, kept);
+            const cpu::Workspace workspace(blocks::workspace_floats(self, tensors.z2 != nullptr));
+            blocks::forward(with_input(self, x), tensors, workspace.floats(), floats(y));
           },
-          py::arg("x"), py::arg("moments"), py::arg("kept"), py::arg("workspace"), py::arg("y"), Released())
+          py::arg("x"), py::arg("moments"), py::arg("kept"), py::arg("y"), Released())
       // gradients: of the weights, and weight and bias of the norm, of expansion, depthwise convolution (whose weights
       // follow) and projection, and of the gate's four parameters.
       .def(
           "backward",
           [](const InvertedResidual& self, Place x, const std::array<Address, 3>& moments,
-             const std::array<Address, 6>& kept, Place grad, Address workspace, Address grad_x,
-             const std::array<Address, 12>& gradients, const std::vector<Address>& depthwise) {
+             const std::array<Address, 6>& kept, Place grad, Address grad_x, const std::array<Address, 12>& gradients,
+             const std::vector<Address>& depthwise) {
             InvertedResidual block = with_input(self, x);
             for (std::size_t g = 0; g < block.depthwise.size(); ++g) {
               block.depthwise[g].weight_grad = at<void>(depthwise.at(g));
             }
             const auto of = [&](std::size_t i) { return floats(gradients[i]); };
             const auto norm = [&](std::size_t i) { return blocks::BlockNormGradients{of(i), of(i + 1)}; };
+            const cpu::Workspace workspace(blocks::backward_workspace_floats(block));
             blocks::backward(block, tensors_of(moments, kept), {at<const void>(grad.first), grad.second},
-                             floats(workspace),
+                             workspace.floats(),
                              {floats(grad_x), of(0), of(5), {norm(1), norm(3), norm(6)}, of(8), of(9), of(10), of(11)});
           },
-          py::arg("x"), py::arg("moments"), py::arg("kept"), py::arg("grad"), py::arg("workspace"), py::arg("grad_x"),
-          py::arg("gradients"), py::arg("depthwise"), Released());
+          py::arg("x"), py::arg("moments"), py::arg("kept"), py::arg("grad"), py::arg("grad_x"), py::arg("gradients"),
+          py::arg("depthwise"), Released());
 }
 
 }  // namespace greedynas::bindings

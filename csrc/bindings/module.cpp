@@ -47,6 +47,7 @@ PYBIND11_MODULE(_core, m) {
   greedynas::bindings::bind_blocks(m);
   greedynas::bindings::bind_filter(m);
   greedynas::bindings::bind_inverted_residual(m);
+  greedynas::bindings::bind_memory(m);
   greedynas::bindings::bind_norm(m);
   greedynas::bindings::bind_optim(m);
   greedynas::bindings::bind_paths(m);

@@ -2,6 +2,7 @@
 #include "bindings.h"
 #include "blocks/bn_act.h"
 #include "blocks/squeeze_excite.h"
+#include "cpu/memory.h"
 
 namespace greedynas::bindings {
 
@@ -44,18 +45,14 @@ void take_moments(const norm::Shape& shape, norm::Input x, int threads, float* w
 
 void bind_statistics(py::module_& m) {
   m.def(
-      "bn_workspace_floats",
-      [](std::int64_t rows, int channels) { return norm::workspace_floats(shape_at(rows, channels, false)); },
-      py::arg("rows"), py::arg("channels"));
-  m.def(
       "bn_moments",
-      [](std::int64_t rows, int channels, bool bf16, Address x, std::int64_t x_stride, Address workspace,
-         Address moments, int threads) {
-        take_moments(shape_at(rows, channels, bf16), input(x, x_stride), threads, at<float>(workspace),
-                     at<float>(moments));
+      [](std::int64_t rows, int channels, bool bf16, Address x, std::int64_t x_stride, Address moments, int threads) {
+        const norm::Shape shape = shape_at(rows, channels, bf16);
+        const cpu::Workspace workspace(norm::workspace_floats(shape));
+        take_moments(shape, input(x, x_stride), threads, workspace.floats(), at<float>(moments));
       },
-      py::arg("rows"), py::arg("channels"), py::arg("bf16"), py::arg("x"), py::arg("x_stride"), py::arg("workspace"),
-      py::arg("moments"), py::arg("threads"), Released());
+      py::arg("rows"), py::arg("channels"), py::arg("bf16"), py::arg("x"), py::arg("x_stride"), py::arg("moments"),
+      py::arg("threads"), Released());
   m.def(
       "bn_update",
       [](std::int64_t rows, int channels, Address moments, double share, Address running_mean, Address running_var,
@@ -83,13 +80,13 @@ void bind_squeeze_excite(py::module_& m) {
            }),
            py::arg("images"), py::arg("pixels"), py::arg("channels"), py::arg("bf16"), py::arg("prologue"),
            py::arg("scale"), py::arg("shift"), py::arg("threads"))
-      .def("workspace_floats", [](const SqueezeExcite& self) { return norm::workspace_floats(self); })
       .def(
           "squeeze",
-          [](const SqueezeExcite& self, Address x, std::int64_t x_stride, Address workspace, Address means) {
-            norm::squeeze(self, input(x, x_stride), at<float>(workspace), at<float>(means));
+          [](const SqueezeExcite& self, Address x, std::int64_t x_stride, Address means) {
+            const cpu::Workspace workspace(norm::workspace_floats(self));
+            norm::squeeze(self, input(x, x_stride), workspace.floats(), at<float>(means));
           },
-          py::arg("x"), py::arg("x_stride"), py::arg("workspace"), py::arg("means"), Released())
+          py::arg("x"), py::arg("x_stride"), py::arg("means"), Released())
       .def(
           "excite",
           [](const SqueezeExcite& self, Address x, std::int64_t x_stride, Address gates, Address y) {
@@ -99,24 +96,23 @@ void bind_squeeze_excite(py::module_& m) {
       .def(
           "excite_backward",
           [](const SqueezeExcite& self, Address grad, std::int64_t grad_stride, Address x, std::int64_t x_stride,
-             Address workspace, Address grad_gates) {
-            norm::excite_backward(self, input(grad, grad_stride), input(x, x_stride), at<float>(workspace),
+             Address grad_gates) {
+            const cpu::Workspace workspace(norm::workspace_floats(self));
+            norm::excite_backward(self, input(grad, grad_stride), input(x, x_stride), workspace.floats(),
                                   at<float>(grad_gates));
           },
-          py::arg("grad"), py::arg("grad_stride"), py::arg("x"), py::arg("x_stride"), py::arg("workspace"),
-          py::arg("grad_gates"), Released())
+          py::arg("grad"), py::arg("grad_stride"), py::arg("x"), py::arg("x_stride"), py::arg("grad_gates"), Released())
       .def(
           "squeeze_backward",
           [](const SqueezeExcite& self, Address grad, std::int64_t grad_stride, Address x, std::int64_t x_stride,
-             Address gates, Address grad_means, Address workspace, Address grad_x, Address grad_scale,
-             Address grad_shift) {
+             Address gates, Address grad_means, Address grad_x, Address grad_scale, Address grad_shift) {
+            const cpu::Workspace workspace(norm::workspace_floats(self));
             norm::squeeze_backward(self, input(grad, grad_stride), input(x, x_stride), at<const float>(gates),
-                                   at<const float>(grad_means), at<float>(workspace), at<void>(grad_x),
+                                   at<const float>(grad_means), workspace.floats(), at<void>(grad_x),
                                    at<float>(grad_scale), at<float>(grad_shift));
           },
           py::arg("grad"), py::arg("grad_stride"), py::arg("x"), py::arg("x_stride"), py::arg("gates"),
-          py::arg("grad_means"), py::arg("workspace"), py::arg("grad_x"), py::arg("grad_scale"), py::arg("grad_shift"),
-          Released());
+          py::arg("grad_means"), py::arg("grad_x"), py::arg("grad_scale"), py::arg("grad_shift"), Released());
 }
 
 }  // namespace
@@ -132,26 +128,28 @@ void bind_norm(py::module_& m) {
       .def(
           "forward",
           [](const Layer& self, bool batch_statistics, Address x, std::int64_t x_stride, Address residual,
-             std::int64_t residual_stride, Address workspace, Address y) {
+             std::int64_t residual_stride, Address y) {
             const norm::Input from = input(x, x_stride);
-            float* const space = at<float>(workspace);
+            const cpu::Workspace workspace(norm::workspace_floats(self.layer.shape));
+            float* const space = workspace.floats();
             if (batch_statistics) take_moments(self.layer.shape, from, self.layer.threads, space, self.moments);
             norm::forward(self.layer, from, self.channels(), input(residual, residual_stride), space, at<void>(y));
           },
           py::arg("batch_statistics"), py::arg("x"), py::arg("x_stride"), py::arg("residual"),
-          py::arg("residual_stride"), py::arg("workspace"), py::arg("y"), Released())
+          py::arg("residual_stride"), py::arg("y"), Released())
       .def(
           "backward",
           [](const Layer& self, bool batch_statistics, Address grad, std::int64_t grad_stride, Address x,
-             std::int64_t x_stride, Address residual, std::int64_t residual_stride, Address workspace, Address grad_x,
+             std::int64_t x_stride, Address residual, std::int64_t residual_stride, Address grad_x,
              Address grad_residual, Address grad_weight, Address grad_bias) {
+            const cpu::Workspace workspace(norm::workspace_floats(self.layer.shape));
             norm::backward(self.layer, batch_statistics, input(grad, grad_stride), input(x, x_stride), self.channels(),
-                           input(residual, residual_stride), at<float>(workspace),
+                           input(residual, residual_stride), workspace.floats(),
                            {at<void>(grad_x), at<void>(grad_residual), at<float>(grad_weight), at<float>(grad_bias)});
           },
           py::arg("batch_statistics"), py::arg("grad"), py::arg("grad_stride"), py::arg("x"), py::arg("x_stride"),
-          py::arg("residual"), py::arg("residual_stride"), py::arg("workspace"), py::arg("grad_x"),
-          py::arg("grad_residual"), py::arg("grad_weight"), py::arg("grad_bias"), Released())
+          py::arg("residual"), py::arg("residual_stride"), py::arg("grad_x"), py::arg("grad_residual"),
+          py::arg("grad_weight"), py::arg("grad_bias"), Released())
       .def(
           "affine",
           [](const Layer& self, Address scale_shift) {
@@ -163,12 +161,13 @@ void bind_norm(py::module_& m) {
       .def(
           "backward_with",
           [](const Layer& self, Address known, bool scaled, Address grad, std::int64_t grad_stride, Address x,
-             std::int64_t x_stride, Address workspace, Address grad_x) {
+             std::int64_t x_stride, Address grad_x) {
+            const cpu::Workspace workspace(norm::workspace_floats(self.layer.shape));
             norm::backward_with(self.layer.shape, input(grad, grad_stride), input(x, x_stride), self.channels(),
-                                self.known(known, scaled), self.layer.threads, at<float>(workspace), at<void>(grad_x));
+                                self.known(known, scaled), self.layer.threads, workspace.floats(), at<void>(grad_x));
           },
           py::arg("known"), py::arg("scaled"), py::arg("grad"), py::arg("grad_stride"), py::arg("x"),
-          py::arg("x_stride"), py::arg("workspace"), py::arg("grad_x"), Released())
+          py::arg("x_stride"), py::arg("grad_x"), Released())
       .def(
           "statistics_gradient",
           [](const Layer& self, Address known, Address sum_square) {
@@ -189,14 +188,15 @@ void bind_norm(py::module_& m) {
       .def(
           "through_moments",
           [](const Layer& self, bool batch_statistics, Address x, std::int64_t x_stride, Address grad_scale_shift,
-             Address workspace, Address grad, Address grad_weight, Address grad_bias) {
+             Address grad, Address grad_weight, Address grad_bias) {
+            const cpu::Workspace workspace(norm::workspace_floats(self.layer.shape));
             const float* const grads = at<const float>(grad_scale_shift);
             norm::through_moments(self.layer.shape, batch_statistics, input(x, x_stride), self.channels(), grads,
-                                  grads + self.layer.shape.channels, self.layer.threads, at<float>(workspace),
+                                  grads + self.layer.shape.channels, self.layer.threads, workspace.floats(),
                                   at<void>(grad), at<float>(grad_weight), at<float>(grad_bias));
           },
-          py::arg("batch_statistics"), py::arg("x"), py::arg("x_stride"), py::arg("grad_scale_shift"),
-          py::arg("workspace"), py::arg("grad"), py::arg("grad_weight"), py::arg("grad_bias"), Released());
+          py::arg("batch_statistics"), py::arg("x"), py::arg("x_stride"), py::arg("grad_scale_shift"), py::arg("grad"),
+          py::arg("grad_weight"), py::arg("grad_bias"), Released());
 }
 
 }  // namespace greedynas::bindings

@@ -2,6 +2,7 @@
 #include "blocks/pointwise.h"
 
 #include "bindings.h"
+#include "cpu/memory.h"
 
 namespace greedynas::bindings {
 
@@ -40,20 +41,21 @@ void bind_pointwise(py::module_& m) {
       .def(py::init(&make_layer), py::arg("rows"), py::arg("in_channels"), py::arg("out_channels"), py::arg("x"),
            py::arg("x_stride"), py::arg("prologue"), py::arg("scale_shift"), py::arg("gates"), py::arg("pixels"),
            py::arg("weight"), py::arg("threads"), py::arg("groups"))
-      .def("workspace_floats", [](const Layer& self) { return blocks::workspace_floats(self.layer); })
       .def(
           "forward",
-          [](const Layer& self, Address workspace, Address y, Address moments) {
+          [](const Layer& self, Address y, Address moments) {
+            const cpu::Workspace workspace(blocks::workspace_floats(self.layer));
             float* const mean = at<float>(moments);
-            blocks::pointwise(self.layer, self.input, self.weight, at<float>(workspace), at<float>(y), mean,
+            blocks::pointwise(self.layer, self.input, self.weight, workspace.floats(), at<float>(y), mean,
                               mean == nullptr ? nullptr : mean + self.layer.out);
           },
-          py::arg("workspace"), py::arg("y"), py::arg("moments"), Released())
+          py::arg("y"), py::arg("moments"), Released())
       .def(
           "backward",
           [](const Layer& self, Address grad, std::int64_t grad_stride, Address y, Address moments, Address norm_weight,
-             double eps, Address norm_grads, bool scaled, Address add, std::int64_t add_stride, Address workspace,
-             Address grad_x, Address grad_scale_shift, Address grad_weight) {
+             double eps, Address norm_grads, bool scaled, Address add, std::int64_t add_stride, Address grad_x,
+             Address grad_scale_shift, Address grad_weight) {
+            const cpu::Workspace workspace(blocks::workspace_floats(self.layer));
             const int out = self.layer.out;
             const float *const mean = at<const float>(moments), *const grads = at<const float>(norm_grads);
             const norm::Channels norm{mean, mean == nullptr ? nullptr : mean + out, at<const float>(norm_weight),
@@ -64,13 +66,13 @@ void bind_pointwise(py::module_& m) {
                                              &norm,
                                              {grads, grads == nullptr ? nullptr : grads + out, scaled}};
             blocks::pointwise_backward(
-                self.layer, from, self.input, self.weight, {at<const void>(add), add_stride}, at<float>(workspace),
+                self.layer, from, self.input, self.weight, {at<const void>(add), add_stride}, workspace.floats(),
                 {at<float>(grad_x), grad_scale, grad_scale == nullptr ? nullptr : grad_scale + self.layer.in,
                  at<float>(grad_weight)});
           },
           py::arg("grad"), py::arg("grad_stride"), py::arg("y"), py::arg("moments"), py::arg("norm_weight"),
           py::arg("eps"), py::arg("norm_grads"), py::arg("scaled"), py::arg("add"), py::arg("add_stride"),
-          py::arg("workspace"), py::arg("grad_x"), py::arg("grad_scale_shift"), py::arg("grad_weight"), Released());
+          py::arg("grad_x"), py::arg("grad_scale_shift"), py::arg("grad_weight"), Released());
 }
 
 }  // namespace greedynas::bindings

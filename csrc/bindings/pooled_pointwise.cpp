@@ -7,6 +7,7 @@
 #include <tuple>
 
 #include "bindings.h"
+#include "cpu/memory.h"
 
 namespace greedynas::bindings {
 
@@ -37,25 +38,25 @@ void bind_pooled_pointwise(py::module_& m) {
                                     threads};
            }),
            py::arg("sizes"), py::arg("weight"), py::arg("norm"), py::arg("activation"), py::arg("threads"))
-      .def("workspace_floats", [](const PooledPointwise& self) { return blocks::workspace_floats(self); })
       .def(
           "forward",
-          [](const PooledPointwise& self, Place x, Address moments, Address z, Address workspace, Address pooled) {
-            blocks::forward(with_input(self, x), at<float>(moments), at<float>(z), at<float>(workspace),
+          [](const PooledPointwise& self, Place x, Address moments, Address z, Address pooled) {
+            const cpu::Workspace workspace(blocks::workspace_floats(self));
+            blocks::forward(with_input(self, x), at<float>(moments), at<float>(z), workspace.floats(),
                             at<float>(pooled));
           },
-          py::arg("x"), py::arg("moments"), py::arg("z"), py::arg("workspace"), py::arg("pooled"), Released())
+          py::arg("x"), py::arg("moments"), py::arg("z"), py::arg("pooled"), Released())
       // gradients: of x, of the weight, and of weight and bias of the norm.
       .def(
           "backward",
-          [](const PooledPointwise& self, Place x, Address moments, Address z, Address grad, Address workspace,
+          [](const PooledPointwise& self, Place x, Address moments, Address z, Address grad,
              const std::array<Address, 4>& gradients) {
             const auto of = [&](std::size_t i) { return at<float>(gradients[i]); };
+            const cpu::Workspace workspace(blocks::workspace_floats(self));
             blocks::backward(with_input(self, x), at<const float>(moments), at<const float>(z), at<const float>(grad),
-                             at<float>(workspace), {of(0), of(1), {of(2), of(3)}});
+                             workspace.floats(), {of(0), of(1), {of(2), of(3)}});
           },
-          py::arg("x"), py::arg("moments"), py::arg("z"), py::arg("grad"), py::arg("workspace"), py::arg("gradients"),
-          Released());
+          py::arg("x"), py::arg("moments"), py::arg("z"), py::arg("grad"), py::arg("gradients"), Released());
 }
 
 }  // namespace greedynas::bindings

@@ -10,7 +10,7 @@ from torch import Tensor
 from greedynas_fast import _core
 from greedynas_fast.errors import InputError
 
-from . import bn_core
+from . import bn_core, memory
 from .direct import Laid, Running, layout_of, unwatched, update_running
 from .rows import rows_of
 
@@ -53,16 +53,15 @@ class NormAct(Laid):
         self._affine = (weight.data_ptr(), bias.data_ptr(), eps, threads)
         self._options = (None, eps, activation, True, (True, True, True, False))
         self._gradients = [layout_of(value) for value in (weight, bias)]
-        self._workspace_floats = _core.bn_workspace_floats(rows, channels)
+        self._x_form = memory.channels_last(n, channels, height, width)
         self._running = [(r, rows, channels) for r in running]
 
     def forward(self, x: Tensor, keep: bool) -> tuple[Tensor, Tensor]:
         """See `Laid`."""
-        y = torch.empty_like(x)
+        y = memory.empty(self._x_form)
         moments = torch.empty((2, x.shape[1]), dtype=torch.float32)
-        workspace = torch.empty(self._workspace_floats, dtype=torch.float32)
         layer = _core.BnAct(*self._layer, moments.data_ptr(), *self._affine)
-        layer.forward(True, x.data_ptr(), x.shape[1], 0, 0, workspace.data_ptr(), y.data_ptr())
+        layer.forward(True, x.data_ptr(), x.shape[1], 0, 0, y.data_ptr())
         update_running(self._running, [moments.data_ptr()])
         return y, moments
 
@@ -72,13 +71,12 @@ class NormAct(Laid):
             found: Sequence[Tensor] = bn_core.backward_op(grad, x, kept, *parameters, *self._options)
             return found[:3]
         grad, _, grad_stride = rows_of(grad)
-        grad_x = torch.empty_like(x)
+        grad_x = memory.empty(self._x_form)
         weight, bias = (torch.empty_strided(*layout, dtype=torch.float32) for layout in self._gradients)
-        workspace = torch.empty(self._workspace_floats, dtype=torch.float32)
         layer = _core.BnAct(*self._layer, kept.data_ptr(), *self._affine)
         layer.backward(
             True,
             *(grad.data_ptr(), grad_stride, x.data_ptr(), x.shape[1], 0, 0),
-            *(workspace.data_ptr(), grad_x.data_ptr(), 0, weight.data_ptr(), bias.data_ptr()),
+            *(grad_x.data_ptr(), 0, weight.data_ptr(), bias.data_ptr()),
         )
         return grad_x, weight, bias

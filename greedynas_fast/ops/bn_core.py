@@ -57,8 +57,7 @@ def _moments(x: Tensor) -> Tensor:
         return x.new_zeros(2, channels, dtype=torch.float32)
     x, rows, stride = rows_of(x)
     moments = torch.empty((2, channels), dtype=torch.float32)
-    workspace = torch.empty(_core.bn_workspace_floats(rows, channels), dtype=torch.float32)
-    addresses = (x.data_ptr(), stride, workspace.data_ptr(), moments.data_ptr())
+    addresses = (x.data_ptr(), stride, moments.data_ptr())
     _core.bn_moments(rows, channels, x.dtype is torch.bfloat16, *addresses, threads())
     return moments
 
@@ -105,14 +104,12 @@ def _normalised(
         residual, _, residual_stride = rows_of(residual)
     weight, bias = _as_float32(weight), _as_float32(bias)
     layer = make_layer(x, rows, moments, weight, bias, residual, eps, activation)
-    workspace = torch.empty(_core.bn_workspace_floats(rows, x.shape[1]), dtype=torch.float32)
     layer.forward(
         batch_statistics,
         x.data_ptr(),
         stride,
         _address(residual),
         residual_stride,
-        workspace.data_ptr(),
         y.data_ptr(),
     )
     return y
@@ -143,7 +140,6 @@ def _backward(
         residual, _, residual_stride = rows_of(residual)
     weight32, bias32 = _as_float32(weight), _as_float32(bias)
     layer = make_layer(x, rows, moments, weight32, bias32, residual, eps, activation)
-    workspace = torch.empty(_core.bn_workspace_floats(rows, x.shape[1]), dtype=torch.float32)
     grad_x, grad_weight, grad_bias, grad_residual = outputs
     layer.backward(
         batch_statistics,
@@ -153,7 +149,6 @@ def _backward(
         stride,
         _address(residual),
         residual_stride,
-        workspace.data_ptr(),
         grad_x.data_ptr(),  # 0 where empty, here and below
         grad_residual.data_ptr(),
         grad_weight.data_ptr(),
@@ -203,8 +198,7 @@ def _through_moments(
         x, rows, stride = rows_of(x)
         weight32, bias32 = ready(weight), ready(bias)
         layer = make_layer(x, rows, moments, weight32, bias32, None, eps, "identity")
-        workspace = torch.empty(_core.bn_workspace_floats(rows, x.shape[1]), dtype=torch.float32)
-        addresses = (grad_scale_shift, workspace, grad, grad_weight, grad_bias)
+        addresses = (grad_scale_shift, grad, grad_weight, grad_bias)
         layer.through_moments(batch_statistics, x.data_ptr(), stride, *(value.data_ptr() for value in addresses))
     return grad_weight.to(weight.dtype), grad_bias.to(bias.dtype)
 

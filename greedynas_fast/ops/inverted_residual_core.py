@@ -146,10 +146,9 @@ def _forward(
     o = Options._make((*options, not moments))
     y, found, kept = _outputs(x, parameters, weights, moments, o.stride, keep)
     block = _Block(x, parameters, weights, o)
-    workspace = _workspace(block.core.workspace_floats(keep))
     normalising = three(moments or found)
     places = _addresses(kept) if keep else (0,) * 6
-    block.core.forward(block.rows, _addresses(normalising), places, workspace.data_ptr(), y.data_ptr())
+    block.core.forward(block.rows, _addresses(normalising), places, y.data_ptr())
     return y, found, kept
 
 
@@ -164,7 +163,6 @@ def _backward(
     *options: Any,
 ) -> list[Tensor]:
     block = _Block(x, parameters, weights, Options._make((*options, batch_statistics)))
-    workspace = _workspace(block.core.backward_workspace_floats())
     grad, _, grad_stride = rows_of(grad)
     gradients = _gradients(x, parameters, weights)
     grad_x, *addresses = _addresses(gradients)
@@ -173,7 +171,6 @@ def _backward(
         _addresses(three(moments)),
         _addresses(kept),
         (grad.data_ptr(), grad_stride),
-        workspace.data_ptr(),
         grad_x,
         addresses[:NUM_PARAMETERS],
         addresses[NUM_PARAMETERS:],
@@ -213,10 +210,6 @@ def _outputs(
 
 def _image(like: Tensor, n: int, channels: int, height: int, width: int) -> Tensor:
     return like.new_empty((n, height, width, channels)).permute(0, 3, 1, 2)
-
-
-def _workspace(floats: int) -> Tensor:
-    return torch.empty(floats, dtype=torch.float32)
 
 
 def three(values: Sequence[Tensor]) -> list[Tensor | None]:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from . import inverted_residual_core as core
+from . import memory
 from .direct import Buffers, Laid, Running, layout_of, unwatched, update_running
 from .inverted_residual_core import NUM_PARAMETERS, Options
 from .rows import rows_of
@@ -48,28 +49,29 @@ class Block(Laid):
         expanded = 0 if expand is None else middle
         hidden = 0 if reduce is None else reduce.shape[0]
         gated = middle if hidden else 0
-        self._y_shape = (n, out, out_height, out_width)
-        self._y_strides = (out_height * out_width * out, 1, out_width * out, out)
         # The moments of the norms, and what the core calls kept.
-        self._images = [(n, expanded, height, width), (n, middle, out_height, out_width), self._y_shape]
+        self._images = [
+            (n, expanded, height, width),
+            (n, middle, out_height, out_width),
+            (n, out, out_height, out_width),
+        ]
         moments = [2 * expanded, 2 * middle, 2 * out]
         images = [torch.Size(size).numel() for size in self._images]
         self._moments = Buffers(moments)
         self._kept = Buffers([*moments, *images, n * gated, n * hidden, n * gated])
-        self._workspace_floats = {keep: self._core.workspace_floats(keep) for keep in (False, True)}
-        self._backward_floats = self._core.backward_workspace_floats()
+        self._x_form = memory.channels_last(*shape)
+        self._y_form = memory.channels_last(n, out, out_height, out_width)
+        self._forms = {True: memory.flat(self._kept.floats), False: memory.flat(self._moments.floats)}
         values = (n * height * width, *2 * (n * out_height * out_width,))
         self._running = [(r, values[r.which], (middle, middle, out)[r.which]) for r in running]
 
     def forward(self, x: Tensor, keep: bool) -> tuple[Tensor, Tensor]:
         """See `Laid`."""
         buffers = self._kept if keep else self._moments
-        y = torch.empty_strided(self._y_shape, self._y_strides, dtype=torch.float32)
-        kept = torch.empty(buffers.floats, dtype=torch.float32)
-        workspace = torch.empty(self._workspace_floats[keep], dtype=torch.float32)
+        y, kept = memory.empty(self._y_form), memory.empty(self._forms[keep])
         places = buffers.addresses(kept)
         of_core = places[3:] or (0,) * 6
-        self._core.forward((x.data_ptr(), x.shape[1]), places[:3], of_core, workspace.data_ptr(), y.data_ptr())
+        self._core.forward((x.data_ptr(), x.shape[1]), places[:3], of_core, y.data_ptr())
         update_running(self._running, places)
         return y, kept
 
@@ -78,9 +80,8 @@ class Block(Laid):
         if not unwatched(grad, x):
             return self._by_operator(grad, x, kept, parameters)
         grad, _, grad_stride = rows_of(grad)
-        grad_x = torch.empty_like(x)
+        grad_x = memory.empty(self._x_form)
         gradients = [torch.empty_strided(*layout, dtype=torch.float32) for layout in self._gradients]
-        workspace = torch.empty(self._backward_floats, dtype=torch.float32)
         places = self._kept.addresses(kept)
         found = [value.data_ptr() for value in gradients]
         addresses = [0] * NUM_PARAMETERS
@@ -91,7 +92,6 @@ class Block(Laid):
             places[:3],
             places[3:],
             (grad.data_ptr(), grad_stride),
-            workspace.data_ptr(),
             grad_x.data_ptr(),
             addresses,
             found[len(self._present) :],

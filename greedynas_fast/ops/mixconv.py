@@ -19,8 +19,7 @@ from greedynas_fast.reference import mixconv as reference
 from greedynas_fast.reference.bn_act import ACTIVATIONS
 
 from .library import define, fake, implement
-from .rows import autocast, backend
-from .rows import threads as num_threads
+from .rows import autocast, backend, threads
 
 NormAct = tuple[torch.Tensor, torch.Tensor, str]
 _Tensor = torch.Tensor
@@ -281,9 +280,7 @@ def _forward_cpu(
     scale, shift = (None if value is None else value.contiguous() for value in (scale, shift))
     y, stats = new_outputs(x.shape, x, stride, want_stats)
     call = make_call(x, weights, kernel_sizes, stride, activation, scale, shift)
-    threads = num_threads()
-    workspace = torch.empty(call.workspace_bytes(threads), dtype=torch.uint8)
-    call.forward(_place(y), stats.data_ptr() if want_stats else 0, workspace.data_ptr(), threads)
+    call.forward(_place(y), stats.data_ptr() if want_stats else 0, threads())
     return y, stats
 
 
@@ -307,8 +304,6 @@ def _backward_cpu(
     # The gradients of scale and shift are sums over that of x, which is then computed too.
     scratch = _new_grads(x, (), (True, False, False))[0] if want_norm and not want_x else x_grad
     call = make_call(x, weights, kernel_sizes, stride, activation, scale, shift)
-    threads = num_threads()
-    workspace = torch.empty(call.workspace_bytes(threads), dtype=torch.uint8)
     call.backward(
         _place(grad),
         _address(stats_grad),
@@ -316,8 +311,7 @@ def _backward_cpu(
         _place(scratch) if want_x or want_norm else _NO_TENSOR,
         [weight_grad.data_ptr() for weight_grad in weight_grads],
         norm_grad.data_ptr() if want_norm else 0,
-        workspace.data_ptr(),
-        threads,
+        threads(),
     )
     return x_grad, weight_grads, norm_grad
 

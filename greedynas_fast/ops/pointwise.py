@@ -49,8 +49,7 @@ def _forward(
     x, rows, stride = rows_of(x)
     matrix = _matrix(weight).contiguous()
     core = _layer(x, rows, stride, matrix, scale_shift, prologue, gates)
-    workspace = torch.empty(core.workspace_floats(), dtype=torch.float32)
-    core.forward(workspace.data_ptr(), y.data_ptr(), moments.data_ptr())  # 0 where empty
+    core.forward(y.data_ptr(), moments.data_ptr())  # 0 where empty
     return y, moments
 
 
@@ -84,7 +83,6 @@ def _backward(
         add, _, add_stride = rows_of(add)
     matrix = _matrix(weight).contiguous()
     core = _layer(x, rows, stride, matrix, scale_shift, prologue, gates)
-    workspace = torch.empty(core.workspace_floats(), dtype=torch.float32)
     norm_weight = None if norm_weight is None else bn.ready(norm_weight)
     grad_x, grad_weight, grad_scale_shift = grads
     core.backward(
@@ -98,7 +96,6 @@ def _backward(
         scaled,
         _address(add),
         add_stride,
-        workspace.data_ptr(),
         grad_x.data_ptr(),
         grad_scale_shift.data_ptr(),
         grad_weight.data_ptr(),
@@ -160,8 +157,7 @@ def _through_norm(
     grad, rows, grad_stride = rows_of(grad)
     weight = None if norm_weight is None else bn.ready(norm_weight)
     core = bn.make_layer(y, rows, moments, weight, None, None, eps, "identity")
-    workspace = torch.empty(_core.bn_workspace_floats(rows, y.shape[1]), dtype=torch.float32)
-    places = (grad.data_ptr(), grad_stride, y.data_ptr(), y.shape[1], workspace.data_ptr(), grad_y.data_ptr())
+    places = (grad.data_ptr(), grad_stride, y.data_ptr(), y.shape[1], grad_y.data_ptr())
     core.backward_with(_address(known), scaled, *places)
     return grad_y
 
@@ -188,9 +184,8 @@ def _composed_backward(
     scale, shift = scale_shift.unbind()
     core = make_layer(x, scale, shift, prologue)
     ones, zeros = (torch.full(x.shape[:2], value, dtype=torch.float32) for value in (1.0, 0.0))
-    workspace = torch.empty(core.workspace_floats(), dtype=torch.float32)
     sources = (grad_a.data_ptr(), x.shape[1], x.data_ptr(), stride)
-    results = (workspace, grad_x, *grad_scale_shift.unbind())
+    results = (grad_x, *grad_scale_shift.unbind())
     core.squeeze_backward(*sources, ones.data_ptr(), zeros.data_ptr(), *(value.data_ptr() for value in results))
     return grad_x, grad_weight, grad_scale_shift
 

@@ -15,7 +15,7 @@ from greedynas_fast import _core
 from greedynas_fast.errors import InputError
 from greedynas_fast.reference.bn_act import ACTIVATIONS
 
-from . import bn_core
+from . import bn_core, memory
 from .direct import Buffers, Laid, Running, layout_of, unwatched, update_running
 
 
@@ -63,16 +63,16 @@ class PooledPointwise(Laid):
         self._shape = (n, out)
         self._gradients = [layout_of(value) for value in (weight, gamma, beta)]
         self._kept = Buffers([2 * out, n * pixels * out])
-        self._workspace_floats = self._core.workspace_floats()
+        self._kept_form = memory.flat(self._kept.floats)
+        self._x_form = memory.channels_last(*shape)
         self._running = [(r, n * pixels, out) for r in running]
 
     def forward(self, x: Tensor, keep: bool) -> tuple[Tensor, Tensor]:
         """See `Laid`. The result is [N, C]."""
         pooled = torch.empty(self._shape, dtype=torch.float32)
-        kept = torch.empty(self._kept.floats, dtype=torch.float32)
-        workspace = torch.empty(self._workspace_floats, dtype=torch.float32)
+        kept = memory.empty(self._kept_form)
         moments, z = self._kept.addresses(kept)
-        self._core.forward((x.data_ptr(), x.shape[1]), moments, z, workspace.data_ptr(), pooled.data_ptr())
+        self._core.forward((x.data_ptr(), x.shape[1]), moments, z, pooled.data_ptr())
         update_running(self._running, [moments])
         return pooled, kept
 
@@ -82,15 +82,13 @@ class PooledPointwise(Laid):
             return self._by_layers(grad, x, parameters)
         grad = grad.contiguous()
         gradients = [torch.empty_strided(*layout, dtype=torch.float32) for layout in self._gradients]
-        grad_x = torch.empty_like(x)
-        workspace = torch.empty(self._workspace_floats, dtype=torch.float32)
+        grad_x = memory.empty(self._x_form)
         moments, z = self._kept.addresses(kept)
         self._core.backward(
             (x.data_ptr(), x.shape[1]),
             moments,
             z,
             grad.data_ptr(),
-            workspace.data_ptr(),
             [grad_x.data_ptr(), *(value.data_ptr() for value in gradients)],
         )
         return [grad_x, *gradients]

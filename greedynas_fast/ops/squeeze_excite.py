@@ -132,8 +132,7 @@ def _squeeze(x: Tensor, *layer: Any) -> tuple[Tensor, Tensor, Tensor]:
     x, _, stride = rows_of(x)
     scale, shift = _vector(scale), _vector(shift)
     core = make_layer(x, scale, shift, prologue)
-    workspace = torch.empty(core.workspace_floats(), dtype=torch.float32)
-    core.squeeze(x.data_ptr(), stride, workspace.data_ptr(), means.data_ptr())
+    core.squeeze(x.data_ptr(), stride, means.data_ptr())
     with torch.autocast("cpu", enabled=False):
         hidden = torch.addmm(reduce_bias.float(), means, _matrix(reduce_weight).t())
         logits = torch.addmm(expand_bias.float(), _activated(hidden, activation), _matrix(expand_weight).t())
@@ -154,10 +153,9 @@ def _backward(
     grad, _, grad_stride = rows_of(grad)
     scale32, shift32 = _vector(scale), _vector(shift)
     core = make_layer(x, scale32, shift32, prologue)
-    workspace = torch.empty(core.workspace_floats(), dtype=torch.float32)
     grad_gates = torch.empty_like(means)
     inputs = (grad.data_ptr(), grad_stride, x.data_ptr(), stride)
-    core.excite_backward(*inputs, workspace.data_ptr(), grad_gates.data_ptr())
+    core.excite_backward(*inputs, grad_gates.data_ptr())
     gates = gates_of(logits, gate)
     with torch.autocast("cpu", enabled=False):
         grad_means, gradients = _backward_of_products(
@@ -167,7 +165,6 @@ def _backward(
         *inputs,
         gates.data_ptr(),
         grad_means.data_ptr(),
-        workspace.data_ptr(),
         grad_x.data_ptr(),
         grad_scale.data_ptr(),
         grad_shift.data_ptr(),

@@ -49,7 +49,7 @@ struct TensorForm {
 TensorForm make_form(std::vector<std::int64_t> shape, std::vector<std::int64_t> strides) {
   std::int64_t floats = 1;
   for (std::size_t i = 0; i < shape.size(); ++i) floats += (shape[i] - 1) * strides.at(i);
-  return {std::move(shape), std::move(strides), floats * 4};
+  return {std::move(shape), std::move(strides), floats * static_cast<std::int64_t>(sizeof(float))};
 }
 
 // A tensor as it goes out, with what its structure points to.

@@ -3,7 +3,7 @@
 Importing this room registers the operations with torch; it is imported where layers are built, not with the package.
 One file an operation (the op-masked ones: `<name>.py` and `<name>_*.py`); `bn_core`, `rows`, `library`, `ragged` and
 `triton_kernels` are what they share. `direct` and what is laid out for it (`*_direct`, `pooled_pointwise`) run the same
-layers in training without operators around them.
+layers in training without operators around them, in tensors of `memory`.
 """
 
 from .bn_act import bn_act, bn_statistics, combine_statistics
@@ -11,6 +11,7 @@ from .inverted_residual import Gate, Norm, inverted_residual
 from .masked_gate import masked_gates, masked_squeeze
 from .masked_norm_act import masked_moments, masked_norm_act, masked_scale_shift
 from .masked_pointwise import masked_pointwise
+from .memory import release_memory
 from .mixconv import mixconv
 from .ragged import Ragged
 from .shuffle import channel_shuffle, shuffle_concat, shuffle_split
@@ -32,6 +33,7 @@ __all__ = [
     "masked_scale_shift",
     "masked_squeeze",
     "mixconv",
+    "release_memory",
     "shuffle_concat",
     "shuffle_split",
     "squeeze_excite",

@@ -9,6 +9,7 @@ from collections.abc import Callable
 import torch
 
 from greedynas_fast.errors import InputError
+from greedynas_fast.ops import release_memory
 
 MEMORY = 1 << 30
 # What the errors of allocators say: torch's on the CPU, C++ (the compiled core, oneDNN), cuBLAS and cuDNN.
@@ -75,6 +76,7 @@ def runs_out_of_memory(work: Callable[[], object]) -> bool:
         return False
     # Only here, where the exception is gone and with it the frames that hold activations.
     gc.collect()
+    release_memory()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
     return True

@@ -37,19 +37,21 @@ struct DLManagedTensor {
   void (*deleter)(DLManagedTensor*);
 };
 constexpr DLDevice kCpu{1, 0};
-constexpr DLDataType kFloat32{2, 32, 1};
+constexpr DLDataType kFloat32{2, 32, 1}, kBfloat16{4, 16, 1};
 constexpr const char* kCapsule = "dltensor";
 
 // Size and strides of tensors, in elements.
 struct TensorForm {
   std::vector<std::int64_t> shape, strides;
+  DLDataType type;
   std::int64_t bytes;
 };
 
-TensorForm make_form(std::vector<std::int64_t> shape, std::vector<std::int64_t> strides) {
-  std::int64_t floats = 1;
-  for (std::size_t i = 0; i < shape.size(); ++i) floats += (shape[i] - 1) * strides.at(i);
-  return {std::move(shape), std::move(strides), floats * static_cast<std::int64_t>(sizeof(float))};
+TensorForm make_form(std::vector<std::int64_t> shape, std::vector<std::int64_t> strides, bool bf16) {
+  const DLDataType type = bf16 ? kBfloat16 : kFloat32;
+  std::int64_t values = 1;
+  for (std::size_t i = 0; i < shape.size(); ++i) values += (shape[i] - 1) * strides.at(i);
+  return {std::move(shape), std::move(strides), type, values * type.bits / 8};
 }
 
 // A tensor as it goes out, with what its structure points to.
@@ -72,7 +74,7 @@ py::object empty(std::shared_ptr<const TensorForm> form) {
   auto managed = std::make_unique<Managed>();
   const auto dimensions = static_cast<std::int32_t>(form->shape.size());
   void* const data = cpu::take_memory(form->bytes);
-  managed->tensor = {data, kCpu, dimensions, kFloat32, form->shape.data(), form->strides.data(), 0};
+  managed->tensor = {data, kCpu, dimensions, form->type, form->shape.data(), form->strides.data(), 0};
   managed->deleter = destroy;
   managed->form = std::move(form);
   DLManagedTensor* const outgoing = managed.release();
@@ -88,7 +90,7 @@ py::object empty(std::shared_ptr<const TensorForm> form) {
 
 void bind_memory(py::module_& m) {
   py::class_<TensorForm, std::shared_ptr<TensorForm>>(m, "TensorForm")
-      .def(py::init(&make_form), py::arg("shape"), py::arg("strides"))
+      .def(py::init(&make_form), py::arg("shape"), py::arg("strides"), py::arg("bf16") = false)
       .def("empty", &empty);
   m.def("memory_use", [] {
     const cpu::MemoryUse use = cpu::memory_use();

@@ -14,6 +14,7 @@ from torch.utils.flop_counter import register_flop_formula
 
 from greedynas_fast import _core
 
+from . import memory
 from .library import define, fake, implement
 from .rows import rows_of, threads
 
@@ -95,7 +96,7 @@ def _normalised(
     activation: str,
 ) -> Tensor:
     """The result; with `batch_statistics` the moments are filled in first."""
-    y = torch.empty_like(x, memory_format=torch.channels_last)
+    y = memory.image(x, x.shape)
     if x.numel() == 0:
         return y
     x, rows, stride = rows_of(x)
@@ -213,7 +214,7 @@ def _outputs(x: Tensor, needed: Sequence[bool]) -> tuple[Tensor, Tensor, Tensor,
     channels = x.shape[1]
 
     def like_x(need: bool) -> Tensor:
-        return torch.empty_like(x, memory_format=torch.channels_last) if need else x.new_empty(0)
+        return memory.image(x, x.shape) if need else x.new_empty(0)
 
     def like_bias(need: bool) -> Tensor:
         return x.new_empty(channels if need else 0, dtype=torch.float32)

@@ -15,6 +15,7 @@ from torch.utils.flop_counter import register_flop_formula
 
 from greedynas_fast import _core
 
+from . import memory
 from .bn_core import ACTIVATIONS, ready
 from .library import define, fake, implement
 from .rows import rows_of, threads
@@ -184,7 +185,7 @@ def _gradients(x: Tensor, parameters: _Parameters, weights: Sequence[Tensor]) ->
             return x.new_empty(0 if parameter is None else parameter.shape, dtype=torch.float32)
         return torch.empty_like(parameter, dtype=torch.float32)  # of its strides: torch copies other gradients
 
-    grad_x = torch.empty_like(x, memory_format=torch.channels_last)
+    grad_x = memory.image(x, x.shape)
     return [grad_x, *(like(value) for value in (*parameters, *weights))]
 
 
@@ -196,20 +197,16 @@ def _outputs(
     assert project is not None
     middle, channels = sum(weight.shape[0] for weight in weights), project.shape[0]
     out_height, out_width = (height - 1) // stride + 1, (width - 1) // stride + 1
-    y = _image(x, n, channels, out_height, out_width)
+    y = memory.image(x, (n, channels, out_height, out_width))
     norms = ([] if expand is None else [middle]) + [middle, channels]
     found = [] if moments else [x.new_empty((2, c), dtype=torch.float32) for c in norms]
     if not keep:
         return y, found, []
-    z1 = x.new_empty(0) if expand is None else _image(x, n, middle, height, width)
-    z2, z3 = (_image(x, n, c, out_height, out_width) for c in (middle, channels))
+    z1 = x.new_empty(0) if expand is None else memory.image(x, (n, middle, height, width))
+    z2, z3 = (memory.image(x, (n, c, out_height, out_width)) for c in (middle, channels))
     hidden = 0 if reduce is None else reduce.shape[0]
     of_gate = [x.new_empty((n, c) if hidden else 0, dtype=torch.float32) for c in (middle, hidden, middle)]
     return y, found, [z1, z2, z3, *of_gate]
-
-
-def _image(like: Tensor, n: int, channels: int, height: int, width: int) -> Tensor:
-    return like.new_empty((n, height, width, channels)).permute(0, 3, 1, 2)
 
 
 def three(values: Sequence[Tensor]) -> list[Tensor | None]:

@@ -18,6 +18,7 @@ from greedynas_fast.errors import InputError
 from greedynas_fast.reference import mixconv as reference
 from greedynas_fast.reference.bn_act import ACTIVATIONS
 
+from . import memory
 from .library import define, fake, implement
 from .rows import autocast, backend, threads
 
@@ -220,14 +221,14 @@ def new_outputs(shape: Sequence[int], like: _Tensor, stride: int, want_stats: bo
     """Memory for y and statistics of an input of this shape, of the type of `like`."""
     batch, channels, height, width = shape
     size = (batch, channels, (height - 1) // stride + 1, (width - 1) // stride + 1)
-    y = torch.empty(size, dtype=like.dtype, device=like.device, memory_format=torch.channels_last)
+    y = memory.image(like, size)
     return y, torch.empty((2, channels if want_stats else 0), dtype=torch.float32, device=like.device)
 
 
 def _new_grads(x: _Tensor, weights: Sequence[_Tensor], wants: Sequence[bool]) -> tuple[_Tensor, list[_Tensor], _Tensor]:
     want_x, want_weights, want_norm = wants
     return (
-        torch.empty_like(x, memory_format=torch.channels_last) if want_x else x.new_empty(0),
+        memory.image(x, x.shape) if want_x else x.new_empty(0),
         [torch.empty(w.shape, dtype=w.dtype, device=w.device) for w in weights] if want_weights else [],
         torch.empty((2, x.shape[1] if want_norm else 0), dtype=torch.float32, device=x.device),
     )

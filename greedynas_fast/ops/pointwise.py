@@ -16,6 +16,7 @@ from torch.utils.flop_counter import register_flop_formula
 from greedynas_fast import _core
 
 from . import bn_core as bn
+from . import memory
 from .library import define, fake, implement
 from .rows import rows_of, threads
 from .squeeze_excite import PROLOGUES, make_layer
@@ -133,7 +134,7 @@ def _read(x: Tensor, scale_shift: Tensor | None, prologue: str, gates: Tensor | 
     """What is multiplied."""
     if scale_shift is None and gates is None:
         return x
-    a = torch.empty_like(x, memory_format=torch.channels_last)
+    a = memory.image(x, x.shape)
     x, _, stride = rows_of(x)
     if gates is None:
         gates = torch.ones(x.shape[:2], dtype=torch.float32)
@@ -153,7 +154,7 @@ def _through_norm(
 ) -> Tensor:
     if y is None or moments is None:
         return grad
-    grad_y = torch.empty_like(y, memory_format=torch.channels_last)
+    grad_y = memory.image(y, y.shape)
     grad, rows, grad_stride = rows_of(grad)
     weight = None if norm_weight is None else bn.ready(norm_weight)
     core = bn.make_layer(y, rows, moments, weight, None, None, eps, "identity")
@@ -178,7 +179,7 @@ def _composed_backward(
     no_scale_shift = x.new_empty(0, dtype=torch.float32)
     if scale_shift is None or gates is not None:
         return grad_a, grad_weight, no_scale_shift
-    grad_x = torch.empty_like(x, memory_format=torch.channels_last)
+    grad_x = memory.image(x, x.shape)
     grad_scale_shift = torch.empty_like(scale_shift)
     x, _, stride = rows_of(x)
     scale, shift = scale_shift.unbind()
@@ -233,7 +234,7 @@ def _address(value: Tensor | None) -> int:
 def _outputs(x: Tensor, weight: Tensor, want_moments: bool) -> tuple[Tensor, Tensor]:
     n, _, height, width = x.shape
     channels = weight.shape[0]
-    y = x.new_empty((n, height, width, channels)).permute(0, 3, 1, 2)
+    y = memory.image(x, (n, channels, height, width))
     return y, x.new_empty((2, channels) if want_moments else 0, dtype=torch.float32)
 
 
@@ -242,7 +243,7 @@ def _gradients(
 ) -> tuple[Tensor, Tensor, Tensor]:
     through_prologue = scale_shift is not None and gates is None
     return (
-        torch.empty_like(x, memory_format=torch.channels_last),
+        memory.image(x, x.shape),
         torch.empty_like(weight, memory_format=torch.contiguous_format),
         x.new_empty((2, x.shape[1]) if through_prologue else 0, dtype=torch.float32),
     )

@@ -19,6 +19,7 @@ from greedynas_fast.errors import InputError
 from greedynas_fast.reference import shuffle as reference
 from greedynas_fast.reference.shuffle import channel_shuffle
 
+from . import memory
 from .library import define, fake, implement
 from .rows import backend, rows_of, threads
 
@@ -106,7 +107,7 @@ class _Split(torch.autograd.Function):
 def _new(like: Tensor, channels: int) -> Tensor:
     n, _, height, width = like.shape
     size = (n, channels, height, width)
-    return torch.empty(size, dtype=like.dtype, device=like.device, memory_format=torch.channels_last)
+    return memory.image(like, size)
 
 
 def _split_cpu(x: Tensor) -> tuple[Tensor, Tensor]:

@@ -20,6 +20,7 @@ from greedynas_fast.errors import InputError
 from greedynas_fast.reference import squeeze_excite as reference
 from greedynas_fast.reference.bn_act import ACTIVATIONS
 
+from . import memory
 from .library import define, fake, implement
 from .rows import backend, rows_of, threads
 
@@ -144,7 +145,7 @@ def _backward(
 ) -> tuple[Tensor, ...]:
     """Gradients of x, the four parameters, scale and shift; empty ones for scale and shift if there are none."""
     parameters, scale, shift, (activation, gate, prologue) = layer[:4], layer[4], layer[5], layer[6:]
-    grad_x = torch.empty_like(x, memory_format=torch.channels_last)
+    grad_x = memory.image(x, x.shape)
     grad_scale, grad_shift = (torch.empty(0 if scale is None else x.shape[1], dtype=torch.float32) for _ in range(2))
     if x.numel() == 0:
         zeros = [torch.zeros_like(p, memory_format=torch.contiguous_format) for p in parameters]
@@ -207,7 +208,7 @@ def _backward_of_products(
 
 
 def _excite(x: Tensor, logits: Tensor, scale: Tensor | None, shift: Tensor | None, gate: str, prologue: str) -> Tensor:
-    y = torch.empty_like(x, memory_format=torch.channels_last)
+    y = memory.image(x, x.shape)
     if x.numel():
         x, _, stride = rows_of(x)
         scale, shift, gates = _vector(scale), _vector(shift), gates_of(logits, gate)

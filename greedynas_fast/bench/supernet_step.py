@@ -89,7 +89,8 @@ class _Trainer:
         self.labels = torch.randint(space.num_classes, (batch,), generator=generator)
 
     def backward(self, path: Paths) -> Tensor:
-        logits = self.net(self.images, path)
+        with self.bank.adding():
+            logits = self.net(self.images, path)
         torch.autograd.backward(F.cross_entropy(logits, self.labels))
         return logits.detach()  # type: ignore[no-any-return]
 

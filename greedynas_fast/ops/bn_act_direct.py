@@ -11,7 +11,7 @@ from greedynas_fast import _core
 from greedynas_fast.errors import InputError
 
 from . import bn_core, memory
-from .direct import Laid, Running, layout_of, unwatched, update_running
+from .direct import Laid, Running, update_running
 from .rows import rows_of
 
 
@@ -43,6 +43,7 @@ class NormAct(Laid):
         running: Sequence[Running],
         threads: int,
     ) -> None:
+        super().__init__(shape, (weight, bias))
         n, channels, height, width = shape
         rows = n * height * width
         if weight.shape != (channels,):
@@ -52,8 +53,6 @@ class NormAct(Laid):
         self._layer = (rows, channels, False, bn_core.ACTIVATIONS[activation], False)
         self._affine = (weight.data_ptr(), bias.data_ptr(), eps, threads)
         self._options = (None, eps, activation, True, (True, True, True, False))
-        self._gradients = [layout_of(value) for value in (weight, bias)]
-        self._x_form = memory.channels_last(n, channels, height, width)
         self._running = [(r, rows, channels) for r in running]
 
     def forward(self, x: Tensor, keep: bool) -> tuple[Tensor, Tensor]:
@@ -65,18 +64,17 @@ class NormAct(Laid):
         update_running(self._running, [moments.data_ptr()])
         return y, moments
 
-    def backward(self, grad: Tensor, x: Tensor, kept: Tensor, parameters: Sequence[Tensor]) -> Sequence[Tensor]:
-        """See `Laid`."""
-        if not unwatched(grad, x):
-            found: Sequence[Tensor] = bn_core.backward_op(grad, x, kept, *parameters, *self._options)
-            return found[:3]
+    def _backward(self, grad: Tensor, x: Tensor, kept: Tensor, grad_x: int, gradients: list[int]) -> None:
         grad, _, grad_stride = rows_of(grad)
-        grad_x = memory.empty(self._x_form)
-        weight, bias = (torch.empty_strided(*layout, dtype=torch.float32) for layout in self._gradients)
         layer = _core.BnAct(*self._layer, kept.data_ptr(), *self._affine)
         layer.backward(
             True,
             *(grad.data_ptr(), grad_stride, x.data_ptr(), x.shape[1], 0, 0),
-            *(grad_x.data_ptr(), 0, weight.data_ptr(), bias.data_ptr()),
+            *(grad_x, 0, *gradients),
         )
-        return grad_x, weight, bias
+
+    def _backward_watched(
+        self, grad: Tensor, x: Tensor, kept: Tensor, parameters: Sequence[Tensor]
+    ) -> Sequence[Tensor]:
+        found: Sequence[Tensor] = bn_core.backward_op(grad, x, kept, *parameters, *self._options)
+        return found[:3]

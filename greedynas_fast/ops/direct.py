@@ -8,7 +8,9 @@ Nothing that follows torch's operators sees it: callers ask `unwatched` first.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from itertools import accumulate
 from typing import Any, NamedTuple
 
@@ -19,9 +21,12 @@ from torch.autograd.function import once_differentiable
 
 from greedynas_fast import _core
 
+from . import memory
+
 _PLAIN = (Tensor, torch.nn.Parameter, torch.nn.Buffer)
 _LINE = 16  # floats of a cache line
 _FLOAT = 4  # bytes
+_adds: ContextVar[bool] = ContextVar("adds", default=False)
 
 
 def unwatched(*tensors: Tensor) -> bool:
@@ -86,11 +91,24 @@ class Buffers:
 class Laid(ABC):
     """Layers for inputs of one shape.
 
+    Args:
+        shape: [N, C, H, W] of x.
+        parameters: those that there are, float32 and contiguous; used by address.
+
     Attributes:
         name: for profilers.
     """
 
     name: str
+
+    def __init__(self, shape: Sequence[int], parameters: Sequence[Tensor]) -> None:
+        self._x_form = memory.channels_last(*shape)
+        # torch copies a gradient that has other strides than its parameter. Those of channels-last weights with one
+        # channel or one pixel differ from the usual ones, and mean the same.
+        self._layouts = [(value.size(), value.stride()) for value in parameters]
+        self._counts = [value.numel() for value in parameters]
+        self._gradients = Buffers(self._counts)
+        self._gradients_form = memory.flat(self._gradients.floats)
 
     @abstractmethod
     def forward(self, x: Tensor, keep: bool) -> tuple[Tensor, Tensor]:
@@ -101,7 +119,6 @@ class Laid(ABC):
             keep: whether there will be a backward pass.
         """
 
-    @abstractmethod
     def backward(self, grad: Tensor, x: Tensor, kept: Tensor, parameters: Sequence[Tensor]) -> Sequence[Tensor]:
         """Gradients of x and of the parameters.
 
@@ -109,16 +126,40 @@ class Laid(ABC):
             grad: of the result.
             x: as the forward pass took it.
             kept: as it gave it.
-            parameters: those that there are.
+            parameters: as it found them.
         """
+        if not unwatched(grad, x):
+            return self._backward_watched(grad, x, kept, parameters)
+        grad_x = memory.empty(self._x_form)
+        gradients = [torch.empty_strided(*layout, dtype=torch.float32) for layout in self._layouts]
+        self._backward(grad, x, kept, grad_x.data_ptr(), [value.data_ptr() for value in gradients])
+        return [grad_x, *gradients]
 
+    def backward_adding(self, grad: Tensor, x: Tensor, kept: Tensor, parameters: Sequence[Tensor]) -> Tensor:
+        """The gradient of x; those of the parameters are added to their `.grad`. Arguments as of `backward`."""
+        sums = [parameter.grad for parameter in parameters]
+        there = [value for value in sums if value is not None]
+        plain = all(value.dtype is torch.float32 and value.is_contiguous() for value in there)
+        if len(there) < len(sums) or not plain or not unwatched(grad, x, *there):
+            grad_x, *found = self.backward(grad, x, kept, parameters)
+            for parameter, more in zip(parameters, found, strict=True):
+                parameter.grad = more if parameter.grad is None else parameter.grad.add_(more)
+            return grad_x
+        grad_x, gradients = memory.empty(self._x_form), memory.empty(self._gradients_form)
+        addresses = self._gradients.addresses(gradients)
+        self._backward(grad, x, kept, grad_x.data_ptr(), addresses)
+        _core.add_arrays([value.data_ptr() for value in there], addresses, self._counts)
+        return grad_x
 
-def layout_of(parameter: Tensor) -> tuple[torch.Size, tuple[int, ...]]:
-    """Size and strides of a contiguous parameter, for its gradient: torch copies a gradient of other strides.
+    @abstractmethod
+    def _backward(self, grad: Tensor, x: Tensor, kept: Tensor, grad_x: int, gradients: list[int]) -> None:
+        """Write the gradients of x and of the parameters to these addresses."""
 
-    Strides of channels-last weights with one channel or one pixel differ from the usual ones, and mean the same.
-    """
-    return parameter.size(), parameter.stride()
+    @abstractmethod
+    def _backward_watched(
+        self, grad: Tensor, x: Tensor, kept: Tensor, parameters: Sequence[Tensor]
+    ) -> Sequence[Tensor]:
+        """`backward` for something that wants to see operators."""
 
 
 def run(x: Tensor, laid: Laid, parameters: Sequence[Tensor]) -> Tensor:
@@ -135,6 +176,22 @@ def run(x: Tensor, laid: Laid, parameters: Sequence[Tensor]) -> Tensor:
     return _run(x, laid, parameters)
 
 
+@contextmanager
+def adding_to_grad() -> Iterator[None]:
+    """Layers that run in it will add to `.grad` of their parameters themselves.
+
+    To hand a gradient to autograd, which adds it up, takes longer than to compute that of a small layer. What comes out
+    is for `backward()` alone: `torch.autograd.grad` finds the parameters unused, and so does DistributedDataParallel.
+    Nothing changes for layers whose input needs no gradient, for parameters that are frozen or have hooks, and where
+    something follows torch's operators.
+    """
+    token = _adds.set(True)
+    try:
+        yield
+    finally:
+        _adds.reset(token)
+
+
 def update_running(norms: Sequence[tuple[Running, int, int]], moments: Sequence[int]) -> None:
     """Update running statistics.
 
@@ -147,10 +204,21 @@ def update_running(norms: Sequence[tuple[Running, int, int]], moments: Sequence[
 
 
 def _run(x: Tensor, laid: Laid, parameters: Sequence[Tensor]) -> Tensor:
-    if torch.is_grad_enabled() and (x.requires_grad or any(value.requires_grad for value in parameters)):
-        y: Tensor = _Run.apply(x, laid, *parameters)
-        return y
-    return laid.forward(x, False)[0]
+    if not torch.is_grad_enabled() or not (x.requires_grad or any(value.requires_grad for value in parameters)):
+        return laid.forward(x, False)[0]
+    adds = _adds.get() and x.requires_grad and all(map(_only_adds, parameters))
+    y: Tensor = _RunAndAdd.apply(x, laid, parameters) if adds else _Run.apply(x, laid, *parameters)
+    return y
+
+
+def _only_adds(parameter: Tensor) -> bool:
+    """Whether all that autograd would do with a gradient of this parameter is to add it to `.grad`."""
+    return (
+        parameter.requires_grad
+        and parameter.is_leaf
+        and not parameter._backward_hooks
+        and not parameter._post_accumulate_grad_hooks
+    )
 
 
 class _Run(torch.autograd.Function):
@@ -170,3 +238,23 @@ class _Run(torch.autograd.Function):
             return (None,) * (2 + len(parameters))
         grad_x, *others = ctx.laid.backward(grad, x, kept, parameters)
         return grad_x, None, *others
+
+
+class _RunAndAdd(torch.autograd.Function):
+    """`_Run` for `adding_to_grad`: autograd knows of x alone."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, laid: Laid, parameters: Sequence[Tensor]) -> Tensor:
+        y, kept = laid.forward(x, True)
+        ctx.save_for_backward(x, kept, *parameters)
+        ctx.laid, ctx.parameters = laid, parameters
+        ctx.set_materialize_grads(False)
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor | None) -> tuple[Tensor | None, ...]:
+        if grad is None:
+            return None, None, None
+        x, kept, *_ = ctx.saved_tensors  # which sees that the parameters still are the same
+        return ctx.laid.backward_adding(grad, x, kept, ctx.parameters), None, None

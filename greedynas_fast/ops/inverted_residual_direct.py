@@ -9,7 +9,7 @@ from torch import Tensor
 
 from . import inverted_residual_core as core
 from . import memory
-from .direct import Buffers, Laid, Running, layout_of, unwatched, update_running
+from .direct import Buffers, Laid, Running, update_running
 from .inverted_residual_core import NUM_PARAMETERS, Options
 from .rows import rows_of
 
@@ -37,10 +37,10 @@ class Block(Laid):
         running: Sequence[Running],
         threads: int,
     ) -> None:
+        super().__init__(shape, [value for value in (*parameters, *weights) if value is not None])
         self._core = core.make_block(shape, parameters, weights, o, threads)
         self._options = o
         self._present = [i for i, value in enumerate(parameters) if value is not None]
-        self._gradients = [layout_of(value) for value in (*parameters, *weights) if value is not None]
         expand, project, reduce = parameters[0], parameters[5], parameters[8]
         assert project is not None
         n, _, height, width = shape
@@ -59,7 +59,6 @@ class Block(Laid):
         images = [torch.Size(size).numel() for size in self._images]
         self._moments = Buffers(moments)
         self._kept = Buffers([*moments, *images, n * gated, n * hidden, n * gated])
-        self._x_form = memory.channels_last(*shape)
         self._y_form = memory.channels_last(n, out, out_height, out_width)
         self._forms = {True: memory.flat(self._kept.floats), False: memory.flat(self._moments.floats)}
         values = (n * height * width, *2 * (n * out_height * out_width,))
@@ -75,31 +74,25 @@ class Block(Laid):
         update_running(self._running, places)
         return y, kept
 
-    def backward(self, grad: Tensor, x: Tensor, kept: Tensor, parameters: Sequence[Tensor]) -> Sequence[Tensor]:
-        """See `Laid`; the depthwise weights are the last parameters."""
-        if not unwatched(grad, x):
-            return self._by_operator(grad, x, kept, parameters)
+    def _backward(self, grad: Tensor, x: Tensor, kept: Tensor, grad_x: int, gradients: list[int]) -> None:
         grad, _, grad_stride = rows_of(grad)
-        grad_x = memory.empty(self._x_form)
-        gradients = [torch.empty_strided(*layout, dtype=torch.float32) for layout in self._gradients]
         places = self._kept.addresses(kept)
-        found = [value.data_ptr() for value in gradients]
         addresses = [0] * NUM_PARAMETERS
-        for i, address in zip(self._present, found, strict=False):
+        for i, address in zip(self._present, gradients, strict=False):  # the depthwise weights are the last ones
             addresses[i] = address
         self._core.backward(
             (x.data_ptr(), x.shape[1]),
             places[:3],
             places[3:],
             (grad.data_ptr(), grad_stride),
-            grad_x.data_ptr(),
+            grad_x,
             addresses,
-            found[len(self._present) :],
+            gradients[len(self._present) :],
         )
-        return [grad_x, *gradients]
 
-    def _by_operator(self, grad: Tensor, x: Tensor, kept: Tensor, given: Sequence[Tensor]) -> Sequence[Tensor]:
-        """The same for something that wants to see operators."""
+    def _backward_watched(
+        self, grad: Tensor, x: Tensor, kept: Tensor, parameters: Sequence[Tensor]
+    ) -> Sequence[Tensor]:
         arrays = self._kept.arrays(kept)
         moments = [array.view(2, -1) for array in arrays[:3] if array.numel()]
         for i, (n, channels, height, width) in enumerate(self._images, start=3):
@@ -108,7 +101,7 @@ class Block(Laid):
         for i in range(6, 9):
             if arrays[i].numel():
                 arrays[i] = arrays[i].view(x.shape[0], -1)
-        values = iter(given)
-        parameters = [next(values) if i in self._present else None for i in range(NUM_PARAMETERS)]
-        found = core.backward(grad, arrays[3:], x, self._options, moments, (*parameters, *values))
+        values = iter(parameters)
+        own = [next(values) if i in self._present else None for i in range(NUM_PARAMETERS)]
+        found = core.backward(grad, arrays[3:], x, self._options, moments, (*own, *values))
         return [value for value in found if value is not None]

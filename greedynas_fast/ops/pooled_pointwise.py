@@ -16,7 +16,7 @@ from greedynas_fast.errors import InputError
 from greedynas_fast.reference.bn_act import ACTIVATIONS
 
 from . import bn_core, memory
-from .direct import Buffers, Laid, Running, layout_of, unwatched, update_running
+from .direct import Buffers, Laid, Running, update_running
 
 
 class PooledPointwise(Laid):
@@ -52,6 +52,7 @@ class PooledPointwise(Laid):
         if n * pixels == 1:
             raise InputError(f"head: x: expected more than one value a channel in training, got {list(shape)}")
         gamma, beta, self._eps = norm
+        super().__init__(shape, (weight, gamma, beta))
         self._activation = activation
         self._core = _core.PooledPointwise(
             (n, pixels, channels, out),
@@ -61,10 +62,8 @@ class PooledPointwise(Laid):
             threads,
         )
         self._shape = (n, out)
-        self._gradients = [layout_of(value) for value in (weight, gamma, beta)]
         self._kept = Buffers([2 * out, n * pixels * out])
         self._kept_form = memory.flat(self._kept.floats)
-        self._x_form = memory.channels_last(*shape)
         self._running = [(r, n * pixels, out) for r in running]
 
     def forward(self, x: Tensor, keep: bool) -> tuple[Tensor, Tensor]:
@@ -76,25 +75,15 @@ class PooledPointwise(Laid):
         update_running(self._running, [moments])
         return pooled, kept
 
-    def backward(self, grad: Tensor, x: Tensor, kept: Tensor, parameters: Sequence[Tensor]) -> Sequence[Tensor]:
-        """See `Laid`."""
-        if not unwatched(grad, x):
-            return self._by_layers(grad, x, parameters)
+    def _backward(self, grad: Tensor, x: Tensor, kept: Tensor, grad_x: int, gradients: list[int]) -> None:
         grad = grad.contiguous()
-        gradients = [torch.empty_strided(*layout, dtype=torch.float32) for layout in self._gradients]
-        grad_x = memory.empty(self._x_form)
         moments, z = self._kept.addresses(kept)
-        self._core.backward(
-            (x.data_ptr(), x.shape[1]),
-            moments,
-            z,
-            grad.data_ptr(),
-            [grad_x.data_ptr(), *(value.data_ptr() for value in gradients)],
-        )
-        return [grad_x, *gradients]
+        self._core.backward((x.data_ptr(), x.shape[1]), moments, z, grad.data_ptr(), [grad_x, *gradients])
 
-    def _by_layers(self, grad: Tensor, x: Tensor, parameters: Sequence[Tensor]) -> Sequence[Tensor]:
-        """The same for something that wants to see operators: the forward pass once more, and torch's gradients."""
+    def _backward_watched(
+        self, grad: Tensor, x: Tensor, kept: Tensor, parameters: Sequence[Tensor]
+    ) -> Sequence[Tensor]:
+        # The forward pass once more, and torch's gradients.
         with torch.enable_grad():
             leaves = [value.detach().requires_grad_() for value in (x, *parameters)]
             x, weight, gamma, beta = leaves

@@ -122,13 +122,15 @@ class Gradients:
     def _logits(self, paths: Paths, seeds: Sequence[int], images: Tensor) -> list[Tensor]:
         """Of each path."""
         net = self.bank.net
+        # The reducer counts on the hooks of the parameters, past which the bank's gradients would be added.
+        bank = None if self._reducer is not None else self.bank
         with autocast(self._config.precision, images.device):
             if self._config.fair_walk == "paths":
                 ((path,), (seed,)) = paths.tolist(), seeds
                 seed_generators(images.device, seed)
-                return [net(images, tuple(path))]
-            # The reducer counts on the hooks of the parameters, past which the bank's gradients would be added.
-            found = features_together(net, images, paths, None if self._reducer is not None else self.bank)
+                with nullcontext() if bank is None else bank.adding():
+                    return [net(images, tuple(path))]
+            found = features_together(net, images, paths, bank)
             logits = []
             for seed, features in zip(seeds, found, strict=True):
                 seed_generators(images.device, seed)

@@ -8,6 +8,7 @@ left the supernet, have empty blocks.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import cast
 
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from greedynas_fast.errors import InputError
+from greedynas_fast.ops.direct import adding_to_grad
 from greedynas_fast.supernet.choices import Path
 from greedynas_fast.supernet.supernet import Supernet
 
@@ -181,6 +183,13 @@ class ParameterBank:
             InputError: a path that the space does not have.
         """
         torch._foreach_zero_([self._grad_slices[block] for block in self.active(path)])
+
+    def adding(self) -> AbstractContextManager[None]:
+        """A context for forward passes whose graph is for one `backward()`: see `ops.direct.adding_to_grad`.
+
+        The layers then add to the bank's gradients in their backward pass, to the same bits as autograd would.
+        """
+        return adding_to_grad()
 
     def check(self) -> None:
         """See that every parameter and gradient of the supernet still is a view of the bank.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import numpy as np
 import pytest
 import torch
@@ -120,6 +122,21 @@ def test_views_survive_load_state_dict_and_training(space, images) -> None:
         net.load_state_dict({**source.state_dict(), "head.conv.weight": torch.zeros(1)})
     functional.cross_entropy(net(images(2), STEPS[0]), torch.tensor([0, 1])).backward()
     bank.check()
+
+
+def test_layers_that_add_to_the_bank_give_the_same_bits(space, images, labels) -> None:
+    grads = []
+    for adds in (False, True):
+        bank = ParameterBank(Supernet(space, seed=0).train().to(memory_format=torch.channels_last))
+        for path in STEPS:
+            torch.manual_seed(0)
+            with bank.adding() if adds else contextlib.nullcontext():
+                logits = bank.net(images(4), path)
+            functional.cross_entropy(logits, labels(4)).backward()
+        bank.check()
+        grads.append(bank.grad)
+    assert grads[0].any()
+    assert torch.equal(*grads)
 
 
 @pytest.mark.parametrize(

@@ -93,17 +93,6 @@ void bind_memory(py::module_& m) {
   py::class_<TensorForm, std::shared_ptr<TensorForm>>(m, "TensorForm")
       .def(py::init(&make_form), py::arg("shape"), py::arg("strides"), py::arg("bf16") = false)
       .def("empty", &empty);
-  m.def(
-      "add_arrays",
-      [](const std::vector<std::uintptr_t>& sums, const std::vector<std::uintptr_t>& summands,
-         const std::vector<std::int64_t>& counts) {
-        for (std::size_t k = 0; k < counts.size(); ++k) {
-          float* const sum = at<float>(sums.at(k));
-          const float* const more = at<const float>(summands.at(k));
-          for (std::int64_t i = 0; i < counts[k]; ++i) sum[i] += more[i];
-        }
-      },
-      py::arg("sums"), py::arg("summands"), py::arg("counts"), py::call_guard<py::gil_scoped_release>());
   m.def("memory_use", [] {
     const cpu::MemoryUse use = cpu::memory_use();
     return std::pair(use.taken, use.kept);

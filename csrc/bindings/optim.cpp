@@ -1,4 +1,8 @@
 // The optimizer. Blocks come as the address of int64 [count, 3]; address 0 stands for no momentum or no average.
+#include <pybind11/stl.h>
+
+#include <vector>
+
 #include "bindings.h"
 #include "optim/sgd.h"
 
@@ -36,6 +40,19 @@ void bind_optim(py::module_& m) {
         return optim::sum_of_squares(blocks_at(blocks, count), at<const float>(gradients), threads);
       },
       py::arg("blocks"), py::arg("count"), py::arg("gradients"), py::arg("threads"), Released());
+  // Gradients of several parameters: each array of so many is added to its sum. Not without the interpreter's lock,
+  // which keeps backward passes of other threads from the same sums.
+  m.def(
+      "add_arrays",
+      [](const std::vector<std::uintptr_t>& sums, const std::vector<std::uintptr_t>& summands,
+         const std::vector<std::int64_t>& counts) {
+        for (std::size_t k = 0; k < counts.size(); ++k) {
+          float* const sum = at<float>(sums.at(k));
+          const float* const more = at<const float>(summands.at(k));
+          for (std::int64_t i = 0; i < counts[k]; ++i) sum[i] += more[i];
+        }
+      },
+      py::arg("sums"), py::arg("summands"), py::arg("counts"));
 }
 
 }  // namespace greedynas::bindings

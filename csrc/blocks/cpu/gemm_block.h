@@ -7,6 +7,8 @@
 // Included by one file a level, each compiled for that level alone.
 #pragma once
 
+#include <type_traits>
+
 #include "blocks/cpu/gemm_kernels.h"
 #include "blocks/cpu/mixconv_vec.h"
 
@@ -46,33 +48,57 @@ struct GemmTile {
   GemmAhead* ahead;
 };
 
-template <class V, int kRows, int kVectors, bool kWhole>
+// How much there is of a panel's last vector.
+enum class GemmLast { whole, half, part };
+
+// Half a vector, for levels whose processors may need half the time for it: `type`, and the lower half of a vector.
+template <class V>
+struct GemmHalf {
+  using type = V;
+  static constexpr bool exists = false;
+  GREEDYNAS_VEC_INLINE static V lower(V whole) { return whole; }
+};
+
+template <class V, int kRows, int kVectors, GemmLast kEnd>
 GREEDYNAS_VEC_INLINE void gemm_tile(const GemmTile& t) {
   constexpr int kLast = kVectors - 1;
-  V sums[kRows][kVectors];
+  using Last = std::conditional_t<kEnd == GemmLast::half, typename GemmHalf<V>::type, V>;
+  V sums[kRows][kVectors];  // but for the last ones
+  Last last_sums[kRows];
   GREEDYNAS_UNROLL
   for (int m = 0; m < kRows; ++m) {
     if (t.init.data == nullptr) {
       GREEDYNAS_UNROLL
-      for (int n = 0; n < kVectors; ++n) sums[m][n] = V::set(0.0F);
+      for (int n = 0; n < kLast; ++n) sums[m][n] = V::set(0.0F);
+      last_sums[m] = Last::set(0.0F);
       continue;
     }
     const float* const from = t.init.data + m * t.init.stride;
     GREEDYNAS_UNROLL
     for (int n = 0; n < kLast; ++n) sums[m][n] = V::load(from + n * V::width);
-    sums[m][kLast] = kWhole ? V::load(from + kLast * V::width) : load_first<V>(from + kLast * V::width, t.lanes);
+    if constexpr (kEnd == GemmLast::part) {
+      last_sums[m] = load_first<V>(from + kLast * V::width, t.lanes);
+    } else {
+      last_sums[m] = Last::load(from + kLast * V::width);
+    }
   }
   const float* a = t.a;
   const float* b = t.b;
   const auto step = [&]() __attribute__((always_inline)) {
     V columns[kVectors];
     GREEDYNAS_UNROLL
-    for (int n = 0; n < kVectors; ++n) columns[n] = V::load_to_register(b + n * V::width);
+    for (int n = 0; n < kLast; ++n) columns[n] = V::load_to_register(b + n * V::width);
+    const Last last_columns = Last::load_to_register(b + kLast * V::width);
     GREEDYNAS_UNROLL
     for (int m = 0; m < kRows; ++m) {
       const V value = V::broadcast_to_register(a + m * t.a_row);
       GREEDYNAS_UNROLL
-      for (int n = 0; n < kVectors; ++n) sums[m][n] = fma(value, columns[n], sums[m][n]);
+      for (int n = 0; n < kLast; ++n) sums[m][n] = fma(value, columns[n], sums[m][n]);
+      if constexpr (kEnd == GemmLast::half) {
+        last_sums[m] = fma(GemmHalf<V>::lower(value), last_columns, last_sums[m]);
+      } else {
+        last_sums[m] = fma(value, last_columns, last_sums[m]);
+      }
     }
     a += t.a_step;
     b += t.b_step;
@@ -91,32 +117,36 @@ GREEDYNAS_VEC_INLINE void gemm_tile(const GemmTile& t) {
     float* const to = t.c + m * t.c_stride;
     GREEDYNAS_UNROLL
     for (int n = 0; n < kLast; ++n) sums[m][n].store(to + n * V::width);
-    if constexpr (kWhole) {
-      sums[m][kLast].store(to + kLast * V::width);
+    if constexpr (kEnd == GemmLast::part) {
+      store_first(to + kLast * V::width, last_sums[m], t.lanes);
     } else {
-      store_first(to + kLast * V::width, sums[m][kLast], t.lanes);
+      last_sums[m].store(to + kLast * V::width);
     }
   }
 }
 
 // All rows of a panel; the last ones in ever smaller tiles.
-template <class V, int kRows, int kVectors, bool kWhole>
+template <class V, int kRows, int kVectors, GemmLast kEnd>
 void gemm_strip(GemmTile t, std::int64_t rows) {
   for (; rows >= kRows; rows -= kRows) {
-    gemm_tile<V, kRows, kVectors, kWhole>(t);
+    gemm_tile<V, kRows, kVectors, kEnd>(t);
     t.a += kRows * t.a_row;
     t.c += kRows * t.c_stride;
     t.init = t.init.from(kRows);
   }
   if constexpr (kRows > 1) {
-    if (rows > 0) gemm_strip<V, kRows / 2, kVectors, kWhole>(t, rows);
+    if (rows > 0) gemm_strip<V, kRows / 2, kVectors, kEnd>(t, rows);
   }
 }
 
 template <class V, int kVectors>
 void gemm_panel_rows(const GemmTile& t, std::int64_t rows) {
   constexpr int kRows = gemm_tile_rows<V, kVectors>();
-  t.lanes == V::width ? gemm_strip<V, kRows, kVectors, true>(t, rows) : gemm_strip<V, kRows, kVectors, false>(t, rows);
+  if (t.lanes == V::width) return gemm_strip<V, kRows, kVectors, GemmLast::whole>(t, rows);
+  if constexpr (GemmHalf<V>::exists) {
+    if (2 * t.lanes == V::width) return gemm_strip<V, kRows, kVectors, GemmLast::half>(t, rows);
+  }
+  gemm_strip<V, kRows, kVectors, GemmLast::part>(t, rows);
 }
 
 // body(first column, columns of the panel with those that fill it up, tile function) for each panel.

@@ -63,7 +63,7 @@ template <class V, int kRows, int kVectors, GemmLast kEnd>
 GREEDYNAS_VEC_INLINE void gemm_tile(const GemmTile& t) {
   constexpr int kLast = kVectors - 1;
   using Last = std::conditional_t<kEnd == GemmLast::half, typename GemmHalf<V>::type, V>;
-  V sums[kRows][kVectors];  // but for the last ones
+  V sums[kRows][kVectors];  // without those of the last vector
   Last last_sums[kRows];
   GREEDYNAS_UNROLL
   for (int m = 0; m < kRows; ++m) {

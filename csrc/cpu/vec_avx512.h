@@ -33,16 +33,32 @@ struct VecAvx512 {
   }
   GREEDYNAS_VEC_INLINE void store(float* p) const { _mm512_storeu_ps(p, v); }
 
+  // The first `count` numbers, at most all; the other lanes are zero.
+  GREEDYNAS_VEC_INLINE static VecAvx512 load_first(const float* p, int count) {
+    return {_mm512_maskz_loadu_ps(first(count), p)};
+  }
+  GREEDYNAS_VEC_INLINE void store_first(float* p, int count) const { _mm512_mask_storeu_ps(p, first(count), v); }
+  GREEDYNAS_VEC_INLINE static __mmask16 first(int count) { return static_cast<__mmask16>((1U << count) - 1); }
+
   // bf16 numbers, and the upper halves of floats that are bf16 numbers: GCC would convert by halves of a vector.
   GREEDYNAS_VEC_INLINE static VecAvx512 load_bf16(const std::uint16_t* p) {
     const __m256i halves = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
     return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(halves), 16))};
   }
   GREEDYNAS_VEC_INLINE void store_upper_halves(std::uint16_t* p) const {
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_castsi512_si256(upper_halves()));
+  }
+  GREEDYNAS_VEC_INLINE static VecAvx512 load_first(const std::uint16_t* p, int count) {
+    const __m256i halves = _mm512_castsi512_si256(_mm512_maskz_loadu_epi16(first(count), p));
+    return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(halves), 16))};
+  }
+  GREEDYNAS_VEC_INLINE void store_first(std::uint16_t* p, int count) const {
+    _mm512_mask_storeu_epi16(p, first(count), upper_halves());
+  }
+  GREEDYNAS_VEC_INLINE __m512i upper_halves() const {
     const __m512i odd = _mm512_set_epi32(0, 0, 0, 0, 0, 0, 0, 0, 0x1F001D, 0x1B0019, 0x170015, 0x130011, 0xF000D,
                                          0xB0009, 0x70005, 0x30001);
-    const __m512i halves = _mm512_permutexvar_epi16(odd, _mm512_castps_si512(v));
-    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_castsi512_si256(halves));
+    return _mm512_permutexvar_epi16(odd, _mm512_castps_si512(v));
   }
 
   GREEDYNAS_VEC_INLINE friend VecAvx512 operator+(VecAvx512 a, VecAvx512 b) { return {_mm512_add_ps(a.v, b.v)}; }

@@ -65,12 +65,14 @@ GREEDYNAS_VEC_INLINE void store_elements(std::uint16_t* p, V value) {
 // The first `count` elements, at most V::width; the other lanes are zero.
 template <class V, class E>
 GREEDYNAS_VEC_INLINE V load_first(const E* p, int count) {
+  if constexpr (requires { V::load_first(p, count); }) return V::load_first(p, count);
   E buffer[V::width] = {};
   for (int i = 0; i < count; ++i) buffer[i] = p[i];
   return load_elements<V>(buffer);
 }
 template <class V, class E>
 GREEDYNAS_VEC_INLINE void store_first(E* p, V value, int count) {
+  if constexpr (requires { value.store_first(p, count); }) return value.store_first(p, count);
   E buffer[V::width];
   store_elements(buffer, value);
   const E* from = buffer;

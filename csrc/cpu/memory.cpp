@@ -27,8 +27,9 @@ void free_array(void* memory) noexcept {
   ::operator delete(static_cast<char*>(memory) - kLine, std::align_val_t{kLine});
 }
 
-// Arrays kept and taken together are at most twice what was once taken, and half of an array may be left unused: with
-// tighter bounds steps drop arrays that they need again, also where all steps are equal (measured: 1.5 instead of 2).
+// Arrays kept and taken together are at most twice the most that was taken at one time, and half of an array may be
+// left unused: with tighter bounds steps drop arrays that they need again, also where all steps are equal (measured
+// with 1.5 instead of 2).
 class Pool {
  public:
   void lock() { mutex_.lock(); }

@@ -42,18 +42,19 @@ struct VecAvx512 {
 
   // bf16 numbers, and the upper halves of floats that are bf16 numbers: GCC would convert by halves of a vector.
   GREEDYNAS_VEC_INLINE static VecAvx512 load_bf16(const std::uint16_t* p) {
-    const __m256i halves = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
-    return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(halves), 16))};
+    return of_upper_halves(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
   }
   GREEDYNAS_VEC_INLINE void store_upper_halves(std::uint16_t* p) const {
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_castsi512_si256(upper_halves()));
   }
   GREEDYNAS_VEC_INLINE static VecAvx512 load_first(const std::uint16_t* p, int count) {
-    const __m256i halves = _mm512_castsi512_si256(_mm512_maskz_loadu_epi16(first(count), p));
-    return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(halves), 16))};
+    return of_upper_halves(_mm512_castsi512_si256(_mm512_maskz_loadu_epi16(first(count), p)));
   }
   GREEDYNAS_VEC_INLINE void store_first(std::uint16_t* p, int count) const {
     _mm512_mask_storeu_epi16(p, first(count), upper_halves());
+  }
+  GREEDYNAS_VEC_INLINE static VecAvx512 of_upper_halves(__m256i halves) {
+    return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(halves), 16))};
   }
   GREEDYNAS_VEC_INLINE __m512i upper_halves() const {
     const __m512i odd = _mm512_set_epi32(0, 0, 0, 0, 0, 0, 0, 0, 0x1F001D, 0x1B0019, 0x170015, 0x130011, 0xF000D,

@@ -1,7 +1,8 @@
 """`bench supernet_step`: steps of supernet training (forward, backward, update), fused and as torch's layers.
 
 One path of mean cost of `mb-se-mix` at 224 and batch 8, and twenty random paths of `sample`; one thread, float32. The
-update is the parameter bank's in all versions. Dropout is off, so that all of them compute the same.
+update is the parameter bank's in all versions, and fused layers add to its gradients themselves, as in training.
+Dropout is off, so that all of them compute the same.
 """
 
 from __future__ import annotations

@@ -221,14 +221,19 @@ def _only_adds(parameter: Tensor) -> bool:
     )
 
 
+def _run_and_keep(ctx: Any, x: Tensor, laid: Laid, parameters: Sequence[Tensor]) -> Tensor:
+    """The forward pass of the functions below."""
+    y, kept = laid.forward(x, True)
+    ctx.save_for_backward(x, kept, *parameters)
+    ctx.laid = laid
+    ctx.set_materialize_grads(False)
+    return y
+
+
 class _Run(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, laid: Laid, *parameters: Tensor) -> Tensor:
-        y, kept = laid.forward(x, True)
-        ctx.save_for_backward(x, kept, *parameters)
-        ctx.laid = laid
-        ctx.set_materialize_grads(False)
-        return y
+        return _run_and_keep(ctx, x, laid, parameters)
 
     @staticmethod
     @once_differentiable
@@ -245,16 +250,14 @@ class _RunAndAdd(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, laid: Laid, parameters: Sequence[Tensor]) -> Tensor:
-        y, kept = laid.forward(x, True)
-        ctx.save_for_backward(x, kept, *parameters)
-        ctx.laid, ctx.parameters = laid, parameters
-        ctx.set_materialize_grads(False)
-        return y
+        ctx.parameters = parameters
+        return _run_and_keep(ctx, x, laid, parameters)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor | None) -> tuple[Tensor | None, ...]:
         if grad is None:
             return None, None, None
-        x, kept, *_ = ctx.saved_tensors  # which sees that the parameters still are the same
+        # The parameters are saved so that a change of them is noticed here; `.grad` is that of the real ones.
+        x, kept, *_ = ctx.saved_tensors
         return ctx.laid.backward_adding(grad, x, kept, ctx.parameters), None, None

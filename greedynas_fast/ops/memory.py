@@ -45,10 +45,10 @@ def image(like: Tensor, size: Sequence[int]) -> Tensor:
 def release_memory() -> int:
     """Give to the system what is kept for later tensors, as at the end of a training.
 
-    Nothing has to call this: what is kept and in use is never more than twice what was in use at some time.
+    Nothing has to call this: what is in use and kept is never more than twice the most that was in use at one time.
 
     Returns:
-        Bytes.
+        How much it was, in bytes.
     """
     _, kept = _core.memory_use()
     _core.release_memory()

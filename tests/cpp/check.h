@@ -3,6 +3,12 @@
 
 #include <cstdio>
 
+#ifdef __has_feature  // Clang, which has no such macro of its own
+#if __has_feature(thread_sanitizer)
+#define __SANITIZE_THREAD__
+#endif
+#endif
+
 inline int failed_checks = 0;
 
 #define CHECK(condition)                                                        \

@@ -11,12 +11,6 @@
 #include "check.h"
 #include "cpu/memory.h"
 
-#ifdef __has_feature  // Clang
-#if __has_feature(thread_sanitizer)
-#define __SANITIZE_THREAD__
-#endif
-#endif
-
 using namespace greedynas::cpu;
 
 namespace {

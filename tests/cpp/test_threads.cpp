@@ -19,12 +19,6 @@
 #include "cpu/team.h"
 #include "cpu/threads.h"
 
-#ifdef __has_feature  // Clang
-#if __has_feature(thread_sanitizer)
-#define __SANITIZE_THREAD__
-#endif
-#endif
-
 using greedynas::cpu::num_threads;
 using greedynas::cpu::parallel_for;
 

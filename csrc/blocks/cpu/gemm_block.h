@@ -51,12 +51,11 @@ struct GemmTile {
 // How much there is of a panel's last vector.
 enum class GemmLast { whole, half, part };
 
-// Half a vector, for levels whose processors may need half the time for it: `type`, and the lower half of a vector.
+// Half a vector, where a level has it: its type, and lower(V), the lower half of a vector.
 template <class V>
 struct GemmHalf {
   using type = V;
   static constexpr bool exists = false;
-  GREEDYNAS_VEC_INLINE static V lower(V whole) { return whole; }
 };
 
 template <class V, int kRows, int kVectors, GemmLast kEnd>
@@ -85,7 +84,7 @@ GREEDYNAS_VEC_INLINE void gemm_tile(const GemmTile& t) {
   const float* a = t.a;
   const float* b = t.b;
   const auto step = [&]() __attribute__((always_inline)) {
-    V columns[kVectors];
+    V columns[kVectors];  // as sums
     GREEDYNAS_UNROLL
     for (int n = 0; n < kLast; ++n) columns[n] = V::load_to_register(b + n * V::width);
     const Last last_columns = Last::load_to_register(b + kLast * V::width);

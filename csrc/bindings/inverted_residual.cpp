@@ -27,11 +27,12 @@ using Norm = std::tuple<Address, Address, double>;
 
 // sizes: batch, height and width of x, channels of x, in the middle and of y, stride. depthwise: (channels, kernel
 // size, address of the weight) a group. gate: addresses of the four parameters. codes: activation of the block and of
-// the gate, as BnAct's. flags: residual, batch statistics, sigmoid gate.
+// the gate, as BnAct's. flags: residual, batch statistics, sigmoid gate, no
+// z1 in memory.
 InvertedResidual make_block(const std::array<std::int64_t, 7>& sizes, Place expand, Place project,
                             const std::vector<std::tuple<std::int64_t, int, Address>>& depthwise,
                             const std::array<Norm, 3>& norms, const std::array<Address, 4>& gate, int gate_width,
-                            std::array<int, 2> codes, std::array<bool, 3> flags, int threads) {
+                            std::array<int, 2> codes, std::array<bool, 4> flags, int threads) {
   const auto parameter = [](Address address) { return at<const float>(address); };
   InvertedResidual block{};
   block.batch = sizes[0];
@@ -62,20 +63,22 @@ InvertedResidual make_block(const std::array<std::int64_t, 7>& sizes, Place expa
                 gate_width,
                 static_cast<norm::Activation>(codes[1]),
                 flags[2]};
+  block.expands_in_caches = flags[3];
   block.threads = threads;
   return block;
 }
 
-// moments: of the three norms. kept: z1, z2, z3, means, hidden, logits.
-blocks::InvertedResidualTensors tensors_of(const std::array<Address, 3>& moments, const std::array<Address, 6>& kept) {
-  const auto [z1, z2, z3, means, hidden, logits] = kept;
+// moments: of the three norms. kept: z1, z2, z3, means, hidden, logits, covariance.
+blocks::InvertedResidualTensors tensors_of(const std::array<Address, 3>& moments, const std::array<Address, 7>& kept) {
+  const auto [z1, z2, z3, means, hidden, logits, covariance] = kept;
   return {{floats(moments[0]), floats(moments[1]), floats(moments[2])},
           floats(z1),
           floats(z2),
           floats(z3),
           floats(means),
           floats(logits),
-          floats(hidden)};
+          floats(hidden),
+          floats(covariance)};
 }
 
 }  // namespace
@@ -88,7 +91,7 @@ void bind_inverted_residual(py::module_& m) {
       .def(
           "forward",
           [](const InvertedResidual& self, Place x, const std::array<Address, 3>& moments,
-             const std::array<Address, 6>& kept, Address y) {
+             const std::array<Address, 7>& kept, Address y) {
             const blocks::InvertedResidualTensors tensors = tensors_of(moments, kept);
             const cpu::Workspace workspace(blocks::workspace_floats(self, tensors.z2 != nullptr));
             blocks::forward(with_input(self, x), tensors, workspace.floats(), floats(y));
@@ -99,7 +102,7 @@ void bind_inverted_residual(py::module_& m) {
       .def(
           "backward",
           [](const InvertedResidual& self, Place x, const std::array<Address, 3>& moments,
-             const std::array<Address, 6>& kept, Place grad, Address grad_x, const std::array<Address, 12>& gradients,
+             const std::array<Address, 7>& kept, Place grad, Address grad_x, const std::array<Address, 12>& gradients,
              const std::vector<Address>& depthwise) {
             InvertedResidual block = with_input(self, x);
             for (std::size_t g = 0; g < block.depthwise.size(); ++g) {

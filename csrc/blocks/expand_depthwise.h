@@ -1,10 +1,11 @@
-// The first half of an inverted residual where nothing is kept for a backward pass: 1x1 expansion, batch norm and
-// activation, depthwise convolution. float32, channels-last, on the CPU.
+// The first half of an inverted residual without the expanded tensor in memory: 1x1 expansion, batch norm and
+// activation, depthwise convolution, forward and backward. float32, channels-last, on the CPU.
 //
-// The expanded tensor is the largest of the block. Here it is never written to memory: some images at a time are
-// expanded into a buffer that stays in the caches, and convolved from there. Its moments are then needed before it is
-// there: `expanded_moments` has them from the covariance of the channels that are expanded. Work is divided by the
-// shape alone, and so are results. Nothing is checked here.
+// The expanded tensor z = x weight^T is the largest of the block. Here its rows are made where the convolution wants
+// them, and once more in the backward pass, where rows of its gradient are used as soon as they are there. What would
+// take a pass over all of z is had from the covariance of the channels that are expanded: the moments of z, and, as z
+// is linear in x, the part of the gradients that comes through these moments. Work is divided by the shape alone, and
+// so are results. Nothing is checked here.
 #pragma once
 
 #include "blocks/mixconv.h"
@@ -15,21 +16,38 @@ namespace greedynas::blocks {
 // Floats of the workspace of `expanded_moments`.
 std::int64_t expanded_moments_floats(const Pointwise& layer);
 
-// Mean and biased variance [out] of x weight^T, which is not made; weight: [out, in]. The variance is a quadratic form:
-// its error is some float32 epsilons of the largest variance that a weight of that length could give.
+// Floats of the covariance of the channels of x, [in, in], and their means, [in], one after the other.
+std::int64_t covariance_floats(const Pointwise& layer);
+
+// Mean and biased variance [out] of x weight^T, which is not made, and the covariance that they come of; weight:
+// [out, group_in]. The variance is a quadratic form: its error is some float32 epsilons of the largest variance that a
+// weight of that length could give.
 void expanded_moments(const Pointwise& layer, norm::Input x, const float* weight, float* workspace, float* mean,
-                      float* variance);
+                      float* variance, float* covariance);
 
 struct ExpandDepthwise {
   Pointwise expand;
   norm::Input x;
-  const float* weight;    // [out, in]
+  const float* weight;    // [out, group_in]
   MixconvCall depthwise;  // float32, with scale, shift and activation; its x is not read
 };
 
+// For both passes.
 std::int64_t expand_depthwise_floats(const ExpandDepthwise& layer);
 
 // y [N, out_height, out_width, out] without gaps; mean and biased variance [out] of y, or nullptr.
 void expand_depthwise(const ExpandDepthwise& layer, float* workspace, float* y, float* mean, float* variance);
+
+struct ExpandDepthwiseBackward {
+  MixconvBackward depthwise;       // of the convolution; its x_grad and norm_grad are not looked at
+  const norm::Channels* norm;      // of z
+  const float* covariance;         // of x; nullptr: the moments of the norm are constants
+  norm::Input add;                 // [rows, in], added to the gradient of x; data nullptr: nothing
+  float *x, *weight;               // [rows, in] without gaps and [out, group_in], as the gradients are
+  float *norm_weight, *norm_bias;  // [out]
+};
+
+// Writes the gradients, those of the depthwise weights where the call's groups say.
+void expand_depthwise_backward(const ExpandDepthwise& layer, const ExpandDepthwiseBackward& backward, float* workspace);
 
 }  // namespace greedynas::blocks

@@ -42,6 +42,7 @@ struct InvertedResidual {
   std::vector<MixconvGroup> depthwise;
   BlockNorm norms[3];  // the first one is not read without `expand`
   BlockGate gate;
+  bool expands_in_caches;  // z1 is never in memory, see expand_depthwise.h
   int threads;
 
   std::int64_t rows() const { return batch * height * width; }
@@ -50,12 +51,13 @@ struct InvertedResidual {
 };
 
 // What the passes hand on; without gaps. Those of the first norm are nullptr without `expand`, those of the gate
-// without a gate.
+// without a gate, and of z1 and covariance there is only what `expands_in_caches` says.
 struct InvertedResidualTensors {
   float* moments[3];      // [2, channels]: means and biased variances; written with batch_statistics, else read
-  float *z1, *z2, *z3;    // nullptr, all three: not kept; z1 need then not be made at all
+  float *z1, *z2, *z3;    // nullptr, all three: not kept
   float *means, *logits;  // [batch, middle]; nullptr if not kept, as hidden
   float* hidden;          // [batch, gate.width], before its activation
+  float* covariance;      // of the channels of x, in place of z1: [in + 1, in], the last row their means
 };
 
 // Gradients of a batch norm; [channels] each.

@@ -134,6 +134,7 @@ class _InvertedResidual(torch.autograd.Function):
         given, parameters = list(tensors[:num_given]), tensors[num_given:]
         y, moments, kept = _forward(x, o, given, parameters, keep=True)
         ctx.num_given = num_given
+        ctx.num_kept = len(kept)
         ctx.save_for_backward(x, *kept, *moments, *parameters)
         ctx.options = o
         ctx.set_materialize_grads(False)
@@ -147,7 +148,8 @@ class _InvertedResidual(torch.autograd.Function):
         num_moments = len(grads) - 1
         num_given: int = ctx.num_given
         x, *rest = ctx.saved_tensors
-        kept, moments, parameters = rest[:6], rest[6 : 6 + num_moments], rest[6 + num_moments :]
+        kept, rest = rest[: ctx.num_kept], rest[ctx.num_kept :]
+        moments, parameters = rest[:num_moments], rest[num_moments:]
         nothing = [None] * (2 + num_given)  # for options and moments
         if grads[0] is None:
             return None, *nothing, *(None for _ in parameters)

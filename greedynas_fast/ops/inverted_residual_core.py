@@ -21,8 +21,8 @@ from .library import define, fake, implement
 from .rows import rows_of, threads
 
 # gate: activation and gate, two empty strings without one. moments: [2, C] of the norms, or none at all for those of
-# the batch. Gives y; the moments [2, C] of the batch, if they are taken; and with `keep` z1, z2, z3, means, hidden and
-# logits, empty where there is no such thing: what the backward pass needs.
+# the batch. Gives y; the moments [2, C] of the batch, if they are taken; and with `keep` z1, z2, z3, means, hidden,
+# logits and covariance, empty where there is no such thing: what the backward pass needs.
 _BLOCK = (
     "Tensor x, Tensor?[] parameters, Tensor[] weights, Tensor[] moments, int stride, str activation, bool residual, "
     "float[] eps, str[] gate"
@@ -36,6 +36,11 @@ backward_op = torch.ops.greedynas.inverted_residual_backward.default
 
 _Parameters = Sequence[Tensor | None]
 NUM_PARAMETERS = 12
+NUM_KEPT = 7
+
+_LARGE_BYTES = 8 << 20
+_FEW_CHANNELS = 24
+_ROWS_A_CHANNEL = 16
 
 
 class Options(NamedTuple):
@@ -71,7 +76,7 @@ def forward(
         keep: whether there will be a backward pass.
 
     Returns:
-        y, the moments of the norms, and with `keep` z1, z2, z3, means, hidden and logits.
+        y, the moments of the norms, and with `keep` z1, z2, z3, means, hidden, logits and covariance.
     """
     own, weights = parameters[:NUM_PARAMETERS], parameters[NUM_PARAMETERS:]
     y, found, kept = forward_op(x, own, weights, given, *o[:5], keep)
@@ -100,6 +105,21 @@ def _as_parameter(grad: Tensor | None, parameter: Tensor | None) -> Tensor | Non
     return None if grad is None or parameter is None else grad.to(parameter.dtype)
 
 
+def expands_in_caches(rows: int, in_channels: int, expanded: int) -> bool:
+    """Whether z1 is never in memory (csrc/blocks/expand_depthwise.h).
+
+    Measured: that is faster where z1 is large and takes few products to be made, and with so many rows that the
+    covariance is small work beside the convolution.
+
+    Args:
+        rows: pixels of all images.
+        in_channels: of x.
+        expanded: channels of z1; 0: nothing is expanded.
+    """
+    large = rows * expanded * 4 >= _LARGE_BYTES
+    return large and in_channels <= _FEW_CHANNELS and rows >= _ROWS_A_CHANNEL * in_channels
+
+
 def make_block(
     shape: Sequence[int], parameters: _Parameters, weights: Sequence[Tensor], o: Options, threads: int
 ) -> _core.InvertedResidual:
@@ -110,6 +130,7 @@ def make_block(
     assert project is not None
     middle = sum(weight.shape[0] for weight in weights)
     at = _addresses(parameters)
+    in_caches = expand is not None and expands_in_caches(batch * height * width, channels, middle)
     return _core.InvertedResidual(
         (batch, height, width, channels, middle, project.shape[0], o.stride),
         (at[0], 1 if expand is None else channels // expand.shape[1]),
@@ -119,7 +140,7 @@ def make_block(
         (at[8], at[9], at[10], at[11]),
         0 if reduce is None else reduce.shape[0],
         (ACTIVATIONS[o.activation], ACTIVATIONS[o.gate[0] or "identity"]),
-        (o.residual, o.batch_statistics, o.gate[1] == "sigmoid"),
+        (o.residual, o.batch_statistics, o.gate[1] == "sigmoid", in_caches),
         threads,
     )
 
@@ -148,7 +169,7 @@ def _forward(
     y, found, kept = _outputs(x, parameters, weights, moments, o.stride, keep)
     block = _Block(x, parameters, weights, o)
     normalising = three(moments or found)
-    places = _addresses(kept) if keep else (0,) * 6
+    places = _addresses(kept) if keep else (0,) * NUM_KEPT
     block.core.forward(block.rows, _addresses(normalising), places, y.data_ptr())
     return y, found, kept
 
@@ -192,7 +213,7 @@ def _gradients(x: Tensor, parameters: _Parameters, weights: Sequence[Tensor]) ->
 def _outputs(
     x: Tensor, parameters: _Parameters, weights: Sequence[Tensor], moments: Sequence[Tensor], stride: int, keep: bool
 ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
-    n, _, height, width = x.shape
+    n, in_channels, height, width = x.shape
     expand, project, reduce = parameters[0], parameters[5], parameters[8]
     assert project is not None
     middle, channels = sum(weight.shape[0] for weight in weights), project.shape[0]
@@ -202,11 +223,13 @@ def _outputs(
     found = [] if moments else [x.new_empty((2, c), dtype=torch.float32) for c in norms]
     if not keep:
         return y, found, []
-    z1 = x.new_empty(0) if expand is None else memory.image(x, (n, middle, height, width))
+    in_caches = expand is not None and expands_in_caches(n * height * width, in_channels, middle)
+    z1 = x.new_empty(0) if expand is None or in_caches else memory.image(x, (n, middle, height, width))
     z2, z3 = (memory.image(x, (n, c, out_height, out_width)) for c in (middle, channels))
     hidden = 0 if reduce is None else reduce.shape[0]
     of_gate = [x.new_empty((n, c) if hidden else 0, dtype=torch.float32) for c in (middle, hidden, middle)]
-    return y, found, [z1, z2, z3, *of_gate]
+    covariance = x.new_empty((in_channels + 1, in_channels) if in_caches and found else 0, dtype=torch.float32)
+    return y, found, [z1, z2, z3, *of_gate, covariance]
 
 
 def three(values: Sequence[Tensor]) -> list[Tensor | None]:

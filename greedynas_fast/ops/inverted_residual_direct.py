@@ -10,7 +10,7 @@ from torch import Tensor
 from . import inverted_residual_core as core
 from . import memory
 from .direct import Buffers, Laid, Running, update_running
-from .inverted_residual_core import NUM_PARAMETERS, Options
+from .inverted_residual_core import NUM_KEPT, NUM_PARAMETERS, Options
 from .rows import rows_of
 
 
@@ -43,22 +43,24 @@ class Block(Laid):
         self._present = [i for i, value in enumerate(parameters) if value is not None]
         expand, project, reduce = parameters[0], parameters[5], parameters[8]
         assert project is not None
-        n, _, height, width = shape
+        n, in_channels, height, width = shape
         out_height, out_width = (height - 1) // o.stride + 1, (width - 1) // o.stride + 1
         middle, out = sum(weight.shape[0] for weight in weights), project.shape[0]
         expanded = 0 if expand is None else middle
         hidden = 0 if reduce is None else reduce.shape[0]
         gated = middle if hidden else 0
+        in_caches = core.expands_in_caches(n * height * width, in_channels, expanded)
         # The moments of the norms, and what the core calls kept.
         self._images = [
-            (n, expanded, height, width),
+            (n, 0 if in_caches else expanded, height, width),
             (n, middle, out_height, out_width),
             (n, out, out_height, out_width),
         ]
         moments = [2 * expanded, 2 * middle, 2 * out]
         images = [torch.Size(size).numel() for size in self._images]
         self._moments = Buffers(moments)
-        self._kept = Buffers([*moments, *images, n * gated, n * hidden, n * gated])
+        covariance = (in_channels + 1) * in_channels if in_caches else 0
+        self._kept = Buffers([*moments, *images, n * gated, n * hidden, n * gated, covariance])
         self._y_form = memory.channels_last(n, out, out_height, out_width)
         self._forms = {True: memory.flat(self._kept.floats), False: memory.flat(self._moments.floats)}
         values = (n * height * width, *2 * (n * out_height * out_width,))
@@ -69,7 +71,7 @@ class Block(Laid):
         buffers = self._kept if keep else self._moments
         y, kept = memory.empty(self._y_form), memory.empty(self._forms[keep])
         places = buffers.addresses(kept)
-        of_core = places[3:] or (0,) * 6
+        of_core = places[3:] or (0,) * NUM_KEPT
         self._core.forward((x.data_ptr(), x.shape[1]), places[:3], of_core, y.data_ptr())
         update_running(self._running, places)
         return y, kept

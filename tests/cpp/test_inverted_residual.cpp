@@ -1,6 +1,8 @@
-// Whole blocks: with and without what a backward pass needs, on one thread and on three, the same bits; everything that
-// is promised is written. All tensors and workspaces end with their allocation, so that the sanitizers see a step
-// beyond. Values and gradients are compared with torch's in tests/ops.
+// Whole blocks: with and without what a backward pass needs, on one thread and on three, the same bits; expanded in
+// memory and in the caches, nearly the same numbers; everything that is promised is written. All tensors and workspaces
+// end with their allocation, so that the sanitizers see a step beyond. Values and gradients are compared with torch's
+// in tests/ops.
+#include <algorithm>
 #include <array>
 #include <cmath>
 #include <cstdint>
@@ -26,10 +28,10 @@ bool finite(const Floats& values) {
 struct Case {
   std::int64_t batch, size;
   int in, middle, out, stride, gate_width;  // 0: no gate
-  bool expands, batch_statistics;
+  bool expands, batch_statistics, in_caches;
 };
 
-// Everything that a block writes, one after the other.
+// Everything that a block writes, one after the other; what stands for z1 is the last.
 Floats run(const Case& c, int threads) {
   const bool residual = c.stride == 1 && c.in == c.out;
   const int first = c.middle / 3, second = c.middle - first;
@@ -61,6 +63,7 @@ Floats run(const Case& c, int threads) {
     block.gate = {reduce.data(), reduce_bias.data(),     raise.data(), raise_bias.data(),
                   c.gate_width,  norm::Activation::relu, false};
   }
+  block.expands_in_caches = c.in_caches;
   block.threads = threads;
 
   const std::int64_t rows = block.rows(), out_rows = block.out_rows();
@@ -71,12 +74,14 @@ Floats run(const Case& c, int threads) {
     moments2 = moments1;
     moments3.assign(given.begin(), given.begin() + 2 * c.out);
   }
-  Floats z1 = unset(c.expands ? rows * c.middle : 0), z2 = unset(out_rows * c.middle), z3 = unset(out_rows * c.out);
+  Floats z1 = unset(c.expands && !c.in_caches ? rows * c.middle : 0);
+  Floats covariance = unset(c.in_caches && c.batch_statistics ? (c.in + 1) * c.in : 0), z2 = unset(out_rows * c.middle),
+         z3 = unset(out_rows * c.out);
   Floats means = unset(c.gate_width > 0 ? c.batch * c.middle : 0), logits = means;
   Floats hidden = unset(c.batch * c.gate_width), y = unset(out_rows * c.out), again = y;
   float* const of_first = c.expands ? moments1.data() : nullptr;
   const blocks::InvertedResidualTensors nothing{
-      {of_first, moments2.data(), moments3.data()}, nullptr, nullptr, nullptr, nullptr, nullptr, nullptr};
+      {of_first, moments2.data(), moments3.data()}, nullptr, nullptr, nullptr, nullptr, nullptr, nullptr, nullptr};
   Floats space = unset(blocks::workspace_floats(block, false));
   blocks::forward(block, nothing, space.data(), again.data());
   const blocks::InvertedResidualTensors kept{{of_first, moments2.data(), moments3.data()},
@@ -85,7 +90,8 @@ Floats run(const Case& c, int threads) {
                                              z3.data(),
                                              means.data(),
                                              logits.data(),
-                                             hidden.data()};
+                                             hidden.data(),
+                                             covariance.data()};
   space = unset(blocks::workspace_floats(block, true));
   blocks::forward(block, kept, space.data(), y.data());
   CHECK(y == again);
@@ -110,7 +116,6 @@ Floats run(const Case& c, int threads) {
                     grad_raise_bias.data()});
   Floats all;
   for (const Floats* part : {&y,
-                             &z1,
                              &z2,
                              &z3,
                              &means,
@@ -129,11 +134,23 @@ Floats run(const Case& c, int threads) {
                              &grad_reduce,
                              &grad_raise,
                              &grad_reduce_bias,
-                             &grad_raise_bias}) {
+                             &grad_raise_bias,
+                             &z1,
+                             &covariance}) {
     CHECK(finite(*part));
     all.insert(all.end(), part->begin(), part->end());
   }
   return all;
+}
+
+// The first `count` numbers differ by some roundings of the largest.
+void check_near(const Floats& a, const Floats& b, std::size_t count) {
+  float largest = 0.0F, difference = 0.0F;
+  for (std::size_t i = 0; i < count; ++i) {
+    largest = std::max(largest, std::abs(a[i]));
+    difference = std::max(difference, std::abs(a[i] - b[i]));
+  }
+  CHECK(difference <= 1e-5F * largest);
 }
 
 }  // namespace
@@ -145,9 +162,15 @@ int main() {
         for (const bool expands : {true, false}) {
           for (const auto& [batch, size, in, middle, out] :
                {std::array<int, 5>{3, 5, 8, 24, 8}, {2, 3, 5, 17, 7}, {9, 8, 20, 50, 20}}) {
-            const Case c{batch,      size,    expands ? in : middle, middle, expands ? out : middle, stride,
-                         gate_width, expands, batch_statistics};
-            CHECK(run(c, 1) == run(c, 3));
+            Case c{batch,      size,    expands ? in : middle, middle, expands ? out : middle, stride,
+                   gate_width, expands, batch_statistics,      false};
+            const Floats first = run(c, 1);
+            CHECK(first == run(c, 3));
+            if (!expands) continue;
+            c.in_caches = true;
+            const Floats second = run(c, 1);
+            CHECK(second == run(c, 3));
+            check_near(first, second, first.size() - static_cast<std::size_t>(batch * size * size * middle));
           }
         }
       }

@@ -58,7 +58,7 @@ void test_products(const blocks::GemmKernel& kernel, std::int64_t rows, int dept
 
   // The sum over rows of a outer x, where x may be read a little beyond its end.
   Floats x = random_floats(rows * columns + 15, 4), sums(static_cast<std::size_t>(depth * columns), 0.5F);
-  kernel.accumulate({a.data(), stride}, {x.data(), columns}, rows, depth, columns, sums.data(), ahead);
+  kernel.accumulate({a.data(), stride}, {x.data(), columns}, rows, depth, columns, sums.data(), columns, ahead);
   Close outer;
   for (int k = 0; k < depth; ++k) {
     for (int n = 0; n < columns; ++n) {
@@ -187,7 +187,10 @@ void test_expand(std::int64_t images, std::int64_t size, int in, int out, int st
     const blocks::Pointwise expand{rows, in, out, threads};
     Floats found(static_cast<std::size_t>(2 * out)), y(want.size()), of_y(static_cast<std::size_t>(2 * out));
     Floats first(static_cast<std::size_t>(blocks::expanded_moments_floats(expand)), NAN);
-    blocks::expanded_moments(expand, {x.data(), in}, weight.data(), first.data(), found.data(), found.data() + out);
+    Floats covariance(static_cast<std::size_t>(blocks::covariance_floats(expand)), NAN);
+    blocks::expanded_moments(expand, {x.data(), in}, weight.data(), first.data(), found.data(), found.data() + out,
+                             covariance.data());
+    CHECK(std::all_of(covariance.begin(), covariance.end(), [](float value) { return std::isfinite(value); }));
     Close close;
     for (std::size_t i = 0; i < found.size(); ++i) close.add(found[i], static_cast<double>(moments[i]), in);
     CHECK(close.within(1e-5));

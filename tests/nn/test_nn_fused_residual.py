@@ -16,7 +16,7 @@ from torch import nn
 
 from greedynas_fast.errors import InputError
 from greedynas_fast.nn import InvertedResidual, use_backend
-from greedynas_fast.ops import direct
+from greedynas_fast.ops import direct, inverted_residual_core
 from greedynas_fast.spaces.specs import InvertedResidualSpec, SqueezeExciteSpec
 
 X = torch.randn(4, 8, 6, 5, generator=torch.Generator().manual_seed(1)).contiguous(memory_format=torch.channels_last)
@@ -47,8 +47,11 @@ def assert_same(found: list[torch.Tensor], expected: list[torch.Tensor]) -> None
 
 
 @pytest.mark.parametrize("gated", [False, True])
-@pytest.mark.parametrize("expansion", [1, 3])
-def test_equals_the_operator(expansion: int, gated: bool, ran: list[direct.Laid]) -> None:
+@pytest.mark.parametrize(("expansion", "in_caches"), [(1, False), (3, False), (3, True)])
+def test_equals_the_operator(
+    expansion: int, in_caches: bool, gated: bool, ran: list[direct.Laid], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(inverted_residual_core, "expands_in_caches", lambda *_: in_caches)
     module = make(expansion, gated=gated)
     for x in (X, X, X[:, :, :3].contiguous(memory_format=torch.channels_last), X):
         expected = by_operator(module, x)

@@ -21,6 +21,13 @@ TOLERANCE = {torch.float32: 5e-5, torch.bfloat16: 0.15}  # of the largest value;
 Tensors = dict[str, Any]
 
 
+@pytest.fixture(autouse=True, params=["z1 in memory", "z1 in the caches"])
+def place(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Blocks are expanded in both ways, however large they are."""
+    in_caches = request.param == "z1 in the caches"
+    monkeypatch.setattr(core, "expands_in_caches", lambda rows, in_channels, expanded: in_caches and expanded > 0)
+
+
 def make(
     channels: tuple[int, int, int] = (8, 24, 8),
     kernels: tuple[int, ...] = (3,),
@@ -109,6 +116,13 @@ def test_odd_numbers_of_channels(channels: tuple[int, int, int]) -> None:
     """Vectors that overlap at the end of a row, in passes that work in place."""
     check(make(channels, (5,), (3, 5, 3), gated=True))
     check(make(channels, (5,), (40, 5, 3)))
+
+
+@pytest.mark.usefixtures("level")
+@pytest.mark.parametrize("stride", [1, 2])
+def test_several_chunks_of_images(stride: int) -> None:
+    """Images of so many pixels that each is a piece of work; a height that is no multiple of the rows made together."""
+    check(make((5, 50, 5), (3, 7), (5, 34, 40), gated=True), stride=stride, residual=stride == 1)
 
 
 def test_groups() -> None:

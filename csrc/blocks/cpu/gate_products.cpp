@@ -93,7 +93,7 @@ class Products {
       GemmAhead nothing;
       float* const to = c + static_cast<std::int64_t>(first) * in;
       std::fill_n(to, static_cast<std::int64_t>(some) * in, 0.0F);
-      gemm_.accumulate(GemmRows{g, out}.after(first), {x, in}, rows, some, in, to, nothing);
+      gemm_.accumulate(GemmRows{g, out}.after(first), {x, in}, rows, some, in, to, in, nothing);
     });
   }
 

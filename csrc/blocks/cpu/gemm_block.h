@@ -196,9 +196,21 @@ void gemm_multiply(GemmRows a, std::int64_t rows, int depth, const float* packed
 }
 
 template <class V>
-void gemm_accumulate(GemmRows g, GemmRows x, std::int64_t rows, int out, int in, float* c, GemmAhead& ahead) {
+void gemm_accumulate(GemmRows g, GemmRows x, std::int64_t rows, int out, int in, float* c, std::int64_t c_stride,
+                     GemmAhead& ahead) {
   gemm_for_panels<V>(in, [&](int first, int, int lanes, auto panel) {
-    panel({g.data, 1, g.stride, x.data + first, x.stride, rows, {c + first, in}, c + first, in, lanes, &ahead}, out);
+    panel({g.data,
+           1,
+           g.stride,
+           x.data + first,
+           x.stride,
+           rows,
+           {c + first, c_stride},
+           c + first,
+           c_stride,
+           lanes,
+           &ahead},
+          out);
   });
 }
 

@@ -54,9 +54,10 @@ struct GemmKernel {
   void (*multiply)(GemmRows a, std::int64_t rows, int depth, const float* packed, int columns, GemmRows init, float* c,
                    std::int64_t c_stride, GemmAhead& ahead);
 
-  // c [out, in] += the sum over rows of g [rows, out] times x [rows, in]; c has no gaps. Up to 15 floats beyond the end
-  // of a row of x are read, but have no part in the result.
-  void (*accumulate)(GemmRows g, GemmRows x, std::int64_t rows, int out, int in, float* c, GemmAhead& ahead);
+  // c [out, in] += the sum over rows of g [rows, out] times x [rows, in]. Up to 15 floats beyond the end of a row of x
+  // are read, but have no part in the result.
+  void (*accumulate)(GemmRows g, GemmRows x, std::int64_t rows, int out, int in, float* c, std::int64_t c_stride,
+                     GemmAhead& ahead);
 };
 
 constexpr std::int64_t gemm_packed_floats(int depth, int columns) {

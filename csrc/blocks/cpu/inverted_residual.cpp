@@ -13,16 +13,6 @@ using norm::Input;
 using norm::Prologue;
 using norm::Storage;
 
-// An expansion goes through memory unless that takes longer than its moments in advance: measured, from 8 MiB on, and
-// with so many rows that the covariance is small work beside the convolution.
-constexpr std::int64_t kLargeBytes = std::int64_t{8} << 20;
-constexpr std::int64_t kRowsAChannel = 16;
-
-bool expands_in_caches(const InvertedResidual& block) {
-  return block.expand != nullptr && block.expand_groups == 1 && block.rows() * block.middle * 4 >= kLargeBytes &&
-         block.rows() >= kRowsAChannel * block.in;
-}
-
 // Scale and shift, and then this activation, as mixconv calls it.
 constexpr MixconvActivation mixconv_activation(norm::Activation activation) {
   return static_cast<MixconvActivation>(static_cast<int>(activation) + 1);
@@ -93,6 +83,9 @@ struct Layers {
     call.shift = scale_shift + block.middle;
     return call;
   }
+  ExpandDepthwise expand_depthwise(const float* scale_shift) const {
+    return {expand(), block.x, block.expand, depthwise(nullptr, scale_shift)};
+  }
   MixconvTensor image2(const float* data) const {
     return image_tensor(data, (block.height - 1) / block.stride + 1, (block.width - 1) / block.stride + 1,
                         block.middle);
@@ -100,14 +93,14 @@ struct Layers {
 };
 
 // Of the workspaces of the layers, the largest, for both passes of each.
-std::int64_t largest_workspace(const Layers& layers, bool in_caches) {
+std::int64_t largest_workspace(const Layers& layers) {
   const InvertedResidual& block = layers.block;
   const MixconvCall call = layers.depthwise(nullptr, nullptr);
   std::int64_t most =
       std::max(blocks::workspace_floats(layers.project()), norm::workspace_floats(layers.norm3(false).shape));
-  if (in_caches) {
-    most = std::max({most, expanded_moments_floats(layers.expand()),
-                     expand_depthwise_floats({layers.expand(), block.x, block.expand, call})});
+  if (block.expands_in_caches) {
+    most = std::max(
+        {most, expanded_moments_floats(layers.expand()), expand_depthwise_floats(layers.expand_depthwise(nullptr))});
   } else {
     const std::size_t bytes = mixconv_workspace_bytes(call, block.threads);
     most = std::max(most, static_cast<std::int64_t>(bytes / sizeof(float) + 1));
@@ -118,12 +111,11 @@ std::int64_t largest_workspace(const Layers& layers, bool in_caches) {
 }
 
 struct Space {
-  float *affine1, *affine2, *gates, *z1, *z2, *z3, *means, *hidden, *logits, *rest;
+  float *affine1, *affine2, *gates, *z1, *z2, *z3, *means, *hidden, *logits, *covariance, *rest;
   std::int64_t floats;
 
   Space(const InvertedResidual& block, bool keeps, float* workspace) {
     const Layers layers{block};
-    const bool in_caches = !keeps && expands_in_caches(block);
     Pieces pieces(workspace);
     affine1 = pieces.take(2 * block.middle);
     affine2 = pieces.take(2 * block.middle);
@@ -132,10 +124,13 @@ struct Space {
     means = gate_here ? pieces.take(block.batch * block.middle) : nullptr;
     logits = gate_here ? pieces.take(block.batch * block.middle) : nullptr;
     hidden = gate_here ? pieces.take(block.batch * block.gate.width) : nullptr;
-    z1 = keeps || in_caches || block.expand == nullptr ? nullptr : pieces.take(block.rows() * block.middle);
+    const bool z1_here = !keeps && block.expand != nullptr && !block.expands_in_caches;
+    z1 = z1_here ? pieces.take(block.rows() * block.middle) : nullptr;
     z2 = keeps ? nullptr : pieces.take(block.out_rows() * block.middle);
     z3 = keeps ? nullptr : pieces.take(block.out_rows() * block.out);
-    rest = pieces.take(largest_workspace(layers, in_caches));
+    const bool covariance_here = !keeps && block.expands_in_caches;
+    covariance = covariance_here ? pieces.take(covariance_floats(layers.expand())) : nullptr;
+    rest = pieces.take(largest_workspace(layers));
     floats = pieces.taken();
   }
 };
@@ -158,9 +153,9 @@ struct BackwardSpace {
     gates = pieces.take(images);
     gate_sums = pieces.take(norm::kGateSums * images);
     grad_means = pieces.take(images);
-    grad_z1 = pieces.take(block.expand == nullptr ? 0 : block.rows() * block.middle);
+    grad_z1 = pieces.take(block.expand == nullptr || block.expands_in_caches ? 0 : block.rows() * block.middle);
     grad_z2 = pieces.take(block.out_rows() * block.middle);
-    rest = pieces.take(std::max(largest_workspace(layers, false), blocks::workspace_floats(layers.project_backward())));
+    rest = pieces.take(std::max(largest_workspace(layers), blocks::workspace_floats(layers.project_backward())));
     floats = pieces.taken();
   }
 };
@@ -175,20 +170,21 @@ void add_to(Input from, std::int64_t rows, int channels, int threads, float* to)
   });
 }
 
-// The expansion and the depthwise convolution; z1 is nullptr if it need not be made.
+// The expansion and the depthwise convolution.
 void expand_and_convolve(const Layers& layers, const InvertedResidualTensors& tensors, const Space& space, float* z1,
-                         float* z2) {
+                         float* z2, float* covariance) {
   const InvertedResidual& block = layers.block;
   float* const moments1 = tensors.moments[0];
   float* const mean1 = block.batch_statistics ? moments1 : nullptr;
   float* const variance1 = mean1 == nullptr ? nullptr : mean1 + block.middle;
   float* const mean2 = block.batch_statistics ? tensors.moments[1] : nullptr;
   float* const variance2 = mean2 == nullptr ? nullptr : mean2 + block.middle;
-  if (block.expand != nullptr && z1 == nullptr) {
-    if (mean1 != nullptr) expanded_moments(layers.expand(), block.x, block.expand, space.rest, mean1, variance1);
+  if (block.expands_in_caches) {
+    if (mean1 != nullptr) {
+      expanded_moments(layers.expand(), block.x, block.expand, space.rest, mean1, variance1, covariance);
+    }
     layers.affine(0, moments1, space.affine1);
-    expand_depthwise({layers.expand(), block.x, block.expand, layers.depthwise(nullptr, space.affine1)}, space.rest, z2,
-                     mean2, variance2);
+    expand_depthwise(layers.expand_depthwise(space.affine1), space.rest, z2, mean2, variance2);
     return;
   }
   if (block.expand != nullptr) {
@@ -212,7 +208,7 @@ void forward(const InvertedResidual& block, const InvertedResidualTensors& tenso
   const Space space(block, keeps, workspace);
   float *const z1 = keeps ? tensors.z1 : space.z1, *const z2 = keeps ? tensors.z2 : space.z2;
   float* const z3 = keeps ? tensors.z3 : space.z3;
-  expand_and_convolve(layers, tensors, space, z1, z2);
+  expand_and_convolve(layers, tensors, space, z1, z2, keeps ? tensors.covariance : space.covariance);
   layers.affine(1, tensors.moments[1], space.affine2);
   if (space.gates != nullptr) {
     float* const means = keeps ? tensors.means : space.means;
@@ -272,6 +268,8 @@ void backward(const InvertedResidual& block, const InvertedResidualTensors& tens
   }
   const bool expands = block.expand != nullptr;
   if (expands) layers.affine(0, moments[0], space.affine1);
+  const norm::Channels channels1 = layers.channels(0, moments[0]);
+  const Input add = block.residual ? grad : layers.none;
   const MixconvTensor grad_x = image_tensor(gradients.x, block.height, block.width, block.middle);
   const MixconvTensor grad_z1 = image_tensor(space.grad_z1, block.height, block.width, block.middle);
   const MixconvBackward depthwise{layers.image2(space.grad_z2),
@@ -280,19 +278,26 @@ void backward(const InvertedResidual& block, const InvertedResidualTensors& tens
                                   expands ? grad_z1 : grad_x,
                                   expands ? space.grad_affine1 : nullptr,
                                   gate};
+  if (block.expands_in_caches) {
+    const float* const covariance = block.batch_statistics ? tensors.covariance : nullptr;
+    expand_depthwise_backward(layers.expand_depthwise(space.affine1),
+                              {depthwise, &channels1, covariance, add, gradients.x, gradients.expand,
+                               gradients.norms[0].weight, gradients.norms[0].bias},
+                              space.rest);
+    return;
+  }
   mixconv_backward(layers.depthwise(tensors.z1, space.affine1), depthwise, space.rest, block.threads);
   if (!expands) {
     if (block.residual) add_to(grad, block.rows(), block.in, block.threads, gradients.x);
     return;
   }
 
-  const norm::Channels channels1 = layers.channels(0, moments[0]);
   norm::known_from_affine(block.middle, channels1, space.grad_affine1, space.grad_affine1 + block.middle,
                           gradients.norms[0].weight, gradients.norms[0].bias);
-  pointwise_backward(
-      layers.expand(), {{space.grad_z1, block.middle}, {tensors.z1, block.middle}, &channels1, known(0, true)},
-      {block.x, Prologue::none, nullptr, nullptr, nullptr, 0}, block.expand, block.residual ? grad : layers.none,
-      space.rest, {gradients.x, nullptr, nullptr, gradients.expand});
+  pointwise_backward(layers.expand(),
+                     {{space.grad_z1, block.middle}, {tensors.z1, block.middle}, &channels1, known(0, true)},
+                     {block.x, Prologue::none, nullptr, nullptr, nullptr, 0}, block.expand, add, space.rest,
+                     {gradients.x, nullptr, nullptr, gradients.expand});
 }
 
 }  // namespace greedynas::blocks

@@ -8,6 +8,7 @@
 
 #include "blocks/cpu/bn_act_chunks.h"
 #include "blocks/cpu/mixconv_kernels.h"
+#include "blocks/cpu/mixconv_made.h"
 #include "cpu/team.h"
 
 namespace greedynas::blocks {
@@ -37,8 +38,12 @@ struct Block {
   std::int64_t columns;  // where it begins among the widths of all blocks
 };
 
+// Whether the blocks of a chunk are one piece of work, in their order.
+enum class Blocks { apart, in_turn };
+
 struct Plan {
   MixconvGeometry geometry;
+  Blocks order;
   std::vector<Block> blocks;
   std::int64_t chunk_images, chunks;
   std::int64_t weight_sums = 0;                       // floats of a chunk's weight gradients
@@ -47,7 +52,10 @@ struct Plan {
   std::int64_t moments_rows = 0, moments_pieces = 0;  // of a chunk, see MixconvMomentsTask
 
   std::int64_t tasks() const { return chunks * static_cast<std::int64_t>(blocks.size()); }
-  std::int64_t slots(int threads) const { return std::min<std::int64_t>(threads, tasks()); }
+  std::int64_t tasks_together() const {
+    return order == Blocks::in_turn ? static_cast<std::int64_t>(blocks.size()) : 1;
+  }
+  std::int64_t slots(int threads) const { return std::min<std::int64_t>(threads, tasks() / tasks_together()); }
   // Two sums a channel (of statistics or of scale and shift) and the weight gradients of all chunks.
   std::int64_t pair_floats() const { return tasks() * 2 * kMixconvBlock; }
   std::int64_t weight_floats() const { return chunks * weight_sums; }
@@ -71,11 +79,12 @@ std::int64_t block_channels(const MixconvCall& call, const MixconvGeometry& geom
   return std::min<std::int64_t>(((group.channels + blocks - 1) / blocks + kPair - 1) / kPair * kPair, kMixconvBlock);
 }
 
-Plan make_plan(const MixconvCall& call) {
+Plan make_plan(const MixconvCall& call, Blocks order = Blocks::apart) {
   if (call.stride != 1 && call.stride != 2) {
     throw std::invalid_argument("mixconv: stride must be 1 or 2, got " + std::to_string(call.stride));
   }
   Plan plan{};
+  plan.order = order;
   plan.geometry = {call.height,         call.width, call.out_height(), call.out_width(), call.stride, call.storage,
                    call.weight_storage, call.x,     call.activation,   call.scale,       call.shift};
   std::int64_t channel = 0, widest = kMixconvLine;
@@ -101,7 +110,8 @@ Plan make_plan(const MixconvCall& call) {
     }
     channel += group.channels;
   }
-  const std::int64_t blocks = std::max<std::int64_t>(1, static_cast<std::int64_t>(plan.blocks.size()));
+  const std::int64_t apart = order == Blocks::in_turn ? 1 : static_cast<std::int64_t>(plan.blocks.size());
+  const std::int64_t blocks = std::max<std::int64_t>(1, apart);
   const std::int64_t wanted = (kTasks + blocks - 1) / blocks;
   plan.chunk_images = std::max((call.batch + wanted - 1) / wanted, fewest_images(plan.geometry));
   plan.chunks = (call.batch + plan.chunk_images - 1) / plan.chunk_images;
@@ -119,18 +129,21 @@ float* aligned(void* workspace) {
 template <class Body>
 void run_tasks(const Plan& plan, float* workspaces, int threads, const Body& body) {
   const auto blocks = static_cast<std::int64_t>(plan.blocks.size());
+  const std::int64_t together = plan.tasks_together();
   std::atomic<std::int64_t> next{0};
   cpu::team_for(plan.slots(threads), 1, threads, [&](std::int64_t begin, std::int64_t end) {
     for (std::int64_t slot = begin; slot < end; ++slot) {
-      for (std::int64_t task = next++; task < plan.tasks(); task = next++) {
-        const std::int64_t chunk = task / blocks;
-        // Larger kernels usually come last in a list, and the longest tasks should begin first.
-        const std::int64_t index = blocks - 1 - task % blocks;
-        MixconvBlock block = plan.blocks[static_cast<std::size_t>(index)].block;
-        block.image_begin = chunk * plan.chunk_images;
-        block.image_end = block.image_begin + plan.chunk_images;
-        block.workspace = workspaces + slot * plan.task_floats;
-        body(index, chunk, block);
+      for (std::int64_t first = together * next++; first < plan.tasks(); first = together * next++) {
+        for (std::int64_t task = first; task < first + together; ++task) {
+          const std::int64_t chunk = task / blocks, turn = task % blocks;
+          // Larger kernels usually come last in a list, and the longest tasks should begin first.
+          const std::int64_t index = plan.order == Blocks::in_turn ? turn : blocks - 1 - turn;
+          MixconvBlock block = plan.blocks[static_cast<std::size_t>(index)].block;
+          block.image_begin = chunk * plan.chunk_images;
+          block.image_end = block.image_begin + plan.chunk_images;
+          block.workspace = workspaces + slot * plan.task_floats;
+          body(index, chunk, block);
+        }
       }
     }
   });
@@ -212,22 +225,22 @@ void add_weight_grads(const Plan& plan, const MixconvCall& call, const float* su
   });
 }
 
-}  // namespace
-
-std::size_t mixconv_workspace_bytes(const MixconvCall& call, int threads) {
-  const Plan plan = make_plan(call);
+std::size_t workspace_bytes(const Plan& plan, int threads) {
   const std::int64_t floats = plan.slots(threads) * plan.task_floats + plan.pair_floats() +
                               std::max(plan.weight_floats(), plan.moments_floats());
   return static_cast<std::size_t>(floats) * sizeof(float) + 64;
 }
 
-void mixconv_forward(const MixconvCall& call, const MixconvTensor& y, float* stats, const MixconvMoments& moments,
-                     void* workspace, int threads) {
-  mixconv_forward_with(mixconv_kernel_for(cpu::selected()), call, y, stats, moments, workspace, threads);
+// The rows of a task, if they are to be made.
+std::unique_ptr<MixconvRows> rows_for(const MixconvMaker* maker, std::int64_t chunk, MixconvBlock& block) {
+  if (maker == nullptr) return nullptr;
+  std::unique_ptr<MixconvRows> rows = maker->rows(chunk, block);
+  block.rows = rows.get();
+  return rows;
 }
 
-void mixconv_forward_with(const MixconvKernel& kernel, const MixconvCall& call, const MixconvTensor& y, float* stats,
-                          const MixconvMoments& moments, void* workspace, int threads) {
+void run_forward(const MixconvKernel& kernel, const MixconvCall& call, const MixconvMaker* maker,
+                 const MixconvTensor& y, float* stats, const MixconvMoments& moments, void* workspace, int threads) {
   const Plan plan = make_plan(call);
   float* const pairs = aligned(workspace);
   float* const pieces = pairs + plan.pair_floats();
@@ -240,10 +253,46 @@ void mixconv_forward_with(const MixconvKernel& kernel, const MixconvCall& call, 
       own_moments = {&norm::kernel_for(cpu::selected(), block.channels), plan.moments_rows,
                      pieces + first + plan.blocks[static_cast<std::size_t>(b)].columns, plan.columns};
     }
+    const std::unique_ptr<MixconvRows> rows = rows_for(maker, chunk, block);
     kernel.forward({&plan.geometry, block, y, stats == nullptr ? nullptr : own, own_moments});
   });
   if (moments.mean != nullptr) join_pieces(plan, call.batch, pieces, moments);
   if (stats != nullptr) add_pairs(plan, pairs, call.channels(), stats);
+}
+
+void run_backward(const MixconvKernel& kernel, const MixconvCall& call, const MixconvBackward& backward,
+                  const MixconvMaker* maker, void* workspace, int threads) {
+  const Plan plan = make_plan(call, maker == nullptr ? Blocks::apart : Blocks::in_turn);
+  const bool want_weights = !call.groups.empty() && call.groups.front().weight_grad != nullptr;
+  float* const pairs = aligned(workspace);
+  float* const sums = pairs + plan.pair_floats();
+  run_tasks(plan, sums + plan.weight_floats(), threads, [&](std::int64_t b, std::int64_t chunk, MixconvBlock block) {
+    block.image_end = std::min(block.image_end, call.batch);
+    const std::int64_t task = chunk * static_cast<std::int64_t>(plan.blocks.size()) + b;
+    const std::int64_t own = plan.blocks[static_cast<std::size_t>(b)].sums;
+    const std::unique_ptr<MixconvRows> rows = rows_for(maker, chunk, block);
+    kernel.backward({&plan.geometry, block, backward.grad, backward.y, backward.x_grad, backward.stats_grad,
+                     call.channels(), want_weights ? sums + chunk * plan.weight_sums + own : nullptr,
+                     backward.norm_grad == nullptr ? nullptr : pairs + task * 2 * kMixconvBlock, backward.gate});
+  });
+  if (backward.norm_grad != nullptr) add_pairs(plan, pairs, call.channels(), backward.norm_grad);
+  if (want_weights) add_weight_grads(plan, call, sums, threads);
+}
+
+}  // namespace
+
+std::size_t mixconv_workspace_bytes(const MixconvCall& call, int threads) {
+  return workspace_bytes(make_plan(call), threads);
+}
+
+void mixconv_forward(const MixconvCall& call, const MixconvTensor& y, float* stats, const MixconvMoments& moments,
+                     void* workspace, int threads) {
+  mixconv_forward_with(mixconv_kernel_for(cpu::selected()), call, y, stats, moments, workspace, threads);
+}
+
+void mixconv_forward_with(const MixconvKernel& kernel, const MixconvCall& call, const MixconvTensor& y, float* stats,
+                          const MixconvMoments& moments, void* workspace, int threads) {
+  run_forward(kernel, call, nullptr, y, stats, moments, workspace, threads);
 }
 
 void mixconv_backward(const MixconvCall& call, const MixconvBackward& backward, void* workspace, int threads) {
@@ -252,20 +301,24 @@ void mixconv_backward(const MixconvCall& call, const MixconvBackward& backward, 
 
 void mixconv_backward_with(const MixconvKernel& kernel, const MixconvCall& call, const MixconvBackward& backward,
                            void* workspace, int threads) {
-  const Plan plan = make_plan(call);
-  const bool want_weights = !call.groups.empty() && call.groups.front().weight_grad != nullptr;
-  float* const pairs = aligned(workspace);
-  float* const sums = pairs + plan.pair_floats();
-  run_tasks(plan, sums + plan.weight_floats(), threads, [&](std::int64_t b, std::int64_t chunk, MixconvBlock block) {
-    block.image_end = std::min(block.image_end, call.batch);
-    const std::int64_t task = chunk * static_cast<std::int64_t>(plan.blocks.size()) + b;
-    const std::int64_t own = plan.blocks[static_cast<std::size_t>(b)].sums;
-    kernel.backward({&plan.geometry, block, backward.grad, backward.y, backward.x_grad, backward.stats_grad,
-                     call.channels(), want_weights ? sums + chunk * plan.weight_sums + own : nullptr,
-                     backward.norm_grad == nullptr ? nullptr : pairs + task * 2 * kMixconvBlock, backward.gate});
-  });
-  if (backward.norm_grad != nullptr) add_pairs(plan, pairs, call.channels(), backward.norm_grad);
-  if (want_weights) add_weight_grads(plan, call, sums, threads);
+  run_backward(kernel, call, backward, nullptr, workspace, threads);
+}
+
+std::int64_t mixconv_made_chunks(const MixconvCall& call) { return make_plan(call, Blocks::in_turn).chunks; }
+
+std::size_t mixconv_made_workspace_bytes(const MixconvCall& call, int threads) {
+  return std::max(workspace_bytes(make_plan(call, Blocks::apart), threads),
+                  workspace_bytes(make_plan(call, Blocks::in_turn), threads));
+}
+
+void mixconv_forward_made(const MixconvCall& call, const MixconvMaker& maker, const MixconvTensor& y,
+                          const MixconvMoments& moments, void* workspace, int threads) {
+  run_forward(mixconv_kernel_for(cpu::selected()), call, &maker, y, nullptr, moments, workspace, threads);
+}
+
+void mixconv_backward_made(const MixconvCall& call, const MixconvBackward& backward, const MixconvMaker& maker,
+                           void* workspace, int threads) {
+  run_backward(mixconv_kernel_for(cpu::selected()), call, backward, &maker, workspace, threads);
 }
 
 }  // namespace greedynas::blocks

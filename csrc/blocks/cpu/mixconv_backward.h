@@ -32,16 +32,19 @@ struct MixconvSweep {
   float* results;        // a row of the gradient of x, for stride 2
   float* sums;           // of the gradient of the weights: [vectors][taps][width]
 
+  GREEDYNAS_VEC_INLINE static bool wants_x_grad(const MixconvBackwardTask& of) {
+    return of.x_grad.data != nullptr || of.block.rows != nullptr;
+  }
   // Whether the products for the gradient of x fetch the rows of grad and x that are loaded next.
   GREEDYNAS_VEC_INLINE static bool products_fetch(const MixconvBackwardTask& of) {
-    return kStride == 1 && of.x_grad.data != nullptr;
+    return kStride == 1 && wants_x_grad(of);
   }
   // What is loaded just after row y of the gradient of x is done.
   GREEDYNAS_VEC_INLINE MixconvFetch fetch_after(std::int64_t image, std::int64_t y) const {
     MixconvFetch result{{}, V::width * element_bytes(geometry)};
     if constexpr (kStride == 1) {
       result.rows[0] = row_to_fetch(geometry, block, task.grad, geometry.height, image, y + kPad + 1);
-      if (sums != nullptr) {
+      if (sums != nullptr && block.rows == nullptr) {
         result.rows[1] = row_to_fetch(geometry, block, geometry.x, geometry.height, image, y + 2 * kPad + 1);
       }
     }
@@ -131,13 +134,19 @@ struct MixconvSweep {
   }
 
   GREEDYNAS_VEC_INLINE void store_input_grad(std::int64_t image, std::int64_t y) const {
-    const std::int64_t channel = block.first_channel;
-    const MixconvRow x_row =
-        row_of<V>(geometry.x, geometry.width, 0, block.channels, y == geometry.height - 1, sums != nullptr);
-    const MixconvRow out{task.x_grad.pixel, geometry.width, 0, block.channels, 0, task.x_grad.row};
+    const bool made = block.rows != nullptr;
+    const MixconvRow x_row = row_of<V>(input_tensor(geometry, block), geometry.width, 0, block.channels,
+                                       y == geometry.height - 1, made || sums != nullptr);
+    const MixconvRow out{
+        made ? block.width : task.x_grad.pixel, geometry.width, 0, block.channels, 0, made ? 0 : task.x_grad.row};
     const MixconvNorm norm = block_norm(geometry, block);
-    const void* const x = mixconv_address(geometry, geometry.x, image, y, channel);
-    void* const to = mixconv_address(geometry, task.x_grad, image, y, channel);
+    const void* const x = input_row(geometry, block, image, y);
+    void* to = nullptr;
+    if (made) {
+      to = block.rows->grad(image, y);
+    } else {
+      to = mixconv_address(geometry, task.x_grad, image, y, block.first_channel);
+    }
     const auto store = [&](const MixconvTile& tile) {
       functions.store_input_grads(tile, x, x_row, norm, to, out, task.norm_grad);
     };
@@ -160,8 +169,11 @@ struct MixconvSweep {
         input.load_until(functions, image, smaller(y * kStride - kPad + kKernel, geometry.height));
         add_weight_grad(input.ring, y);
       }
-      if (task.x_grad.data == nullptr) continue;
-      for (; done < geometry.height && last_grad_row(done) <= y; ++done) store_input_grad(image, done);
+      if (!wants_x_grad(task)) continue;
+      for (; done < geometry.height && last_grad_row(done) <= y; ++done) {
+        store_input_grad(image, done);
+        if (block.rows != nullptr) block.rows->grad_is_there(image, done);
+      }
     }
   }
 };
@@ -198,7 +210,7 @@ void backward_block(const MixconvBackwardTask& task) {
   __builtin_memset(own.norm_grad, 0, 2 * kMixconvBlock * sizeof(float));
 
   MixconvInput<V, kKernel> input{geometry, block, inputs, block_norm(geometry, block),
-                                 MixconvSweep<V, kKernel, kStride>::products_fetch(task)};
+                                 MixconvSweep<V, kKernel, kStride>::products_fetch(task) || block.rows != nullptr};
   const MixconvSweep<V, kKernel, kStride> sweep{own,
                                                 geometry,
                                                 block,

@@ -21,6 +21,17 @@ GREEDYNAS_VEC_INLINE char* mixconv_address(const MixconvGeometry& geometry, cons
   return static_cast<char*>(tensor.data) + elements * element_bytes(geometry);
 }
 
+// Rows of x as a block reads them.
+GREEDYNAS_VEC_INLINE MixconvTensor input_tensor(const MixconvGeometry& geometry, const MixconvBlock& block) {
+  if (block.rows == nullptr) return geometry.x;
+  return {nullptr, 0, geometry.width * block.width, block.width};
+}
+GREEDYNAS_VEC_INLINE const void* input_row(const MixconvGeometry& geometry, const MixconvBlock& block,
+                                           std::int64_t image, std::int64_t row) {
+  if (block.rows != nullptr) return block.rows->input(image, row);
+  return mixconv_address(geometry, geometry.x, image, row, block.first_channel);
+}
+
 GREEDYNAS_VEC_INLINE std::int64_t smaller(std::int64_t a, std::int64_t b) { return a < b ? a : b; }
 GREEDYNAS_VEC_INLINE std::int64_t larger(std::int64_t a, std::int64_t b) { return a > b ? a : b; }
 
@@ -110,15 +121,14 @@ struct MixconvInput {
   const MixconvBlock& block;
   MixconvRing<kSlots> ring;
   MixconvNorm norm;
-  bool fetched;  // by the products
+  bool fetched;  // otherwise than by reading the row before
   std::int64_t loaded = 0;
 
   GREEDYNAS_VEC_INLINE void load_until(const MixconvRowFunctions& functions, std::int64_t image, std::int64_t end) {
     for (; loaded < end; ++loaded) {
-      const MixconvRow row = row_of<V>(geometry.x, geometry.width, ring.columns * V::width, block.channels,
-                                       loaded == geometry.height - 1, fetched);
-      functions.load_input(mixconv_address(geometry, geometry.x, image, loaded, block.first_channel), row, norm,
-                           ring.row(loaded, V::width));
+      const MixconvRow row = row_of<V>(input_tensor(geometry, block), geometry.width, ring.columns * V::width,
+                                       block.channels, loaded == geometry.height - 1, fetched);
+      functions.load_input(input_row(geometry, block, image, loaded), row, norm, ring.row(loaded, V::width));
     }
   }
 };
@@ -165,7 +175,8 @@ void forward_block(const MixconvForwardTask& task) {
   if (task.stats != nullptr) __builtin_memset(task.stats, 0, 2 * kMixconvBlock * sizeof(float));
 
   const MixconvRow out{task.y.pixel, geometry.out_width, 0, block.channels, 0, task.y.row};
-  MixconvInput<V, kKernel> input{geometry, block, ring, block_norm(geometry, block), kStride == 1};
+  MixconvInput<V, kKernel> input{geometry, block, ring, block_norm(geometry, block),
+                                 kStride == 1 || block.rows != nullptr};
   MixconvMomentsRows moments{task, task.moments.pieces};
   for (std::int64_t image = block.image_begin; image < block.image_end; ++image) {
     input.loaded = 0;
@@ -176,7 +187,7 @@ void forward_block(const MixconvForwardTask& task) {
       const float* rows[kKernel];
       for (std::int64_t i = first; i < end; ++i) rows[i - first] = ring.row(i, 0);
       MixconvFetch fetch{{}, V::width * element_bytes(geometry)};
-      if constexpr (kStride == 1) {
+      if (kStride == 1 && block.rows == nullptr) {
         fetch.rows[0] = row_to_fetch(geometry, block, geometry.x, geometry.height, image, y + kPad + 1);
       }
       const MixconvTaps taps{rows,

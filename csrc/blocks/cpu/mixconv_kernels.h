@@ -24,6 +24,19 @@ struct MixconvGeometry {
   const float* shift;
 };
 
+// Rows of x that are made when they are needed, and rows of its gradient that are used as soon as they are there:
+// neither tensor is in memory. Both are [pixels][width of the block], float32. Rows of an image are asked for in their
+// order.
+class MixconvRows {
+ public:
+  virtual ~MixconvRows() = default;
+  // Stays there until kernel + 1 rows beyond it have been asked for.
+  virtual const float* input(std::int64_t image, std::int64_t row) = 0;
+  // Where the gradient of a row is to be written, and that it has been.
+  virtual float* grad(std::int64_t image, std::int64_t row) = 0;
+  virtual void grad_is_there(std::int64_t image, std::int64_t row) = 0;
+};
+
 // Up to kMixconvBlock channels of one group, and some images.
 struct MixconvBlock {
   int kernel;
@@ -32,7 +45,8 @@ struct MixconvBlock {
   std::int64_t first_channel;  // of the tensors
   const void* weight;          // of the block's first channel
   std::int64_t image_begin, image_end;
-  float* workspace;  // width * mixconv_channel_floats, aligned to 64 bytes
+  float* workspace;             // width * mixconv_channel_floats, aligned to 64 bytes
+  MixconvRows* rows = nullptr;  // instead of x and, in the backward pass, its gradient
 };
 
 // How the moments of y are taken: of so many rows at a time, counted on from one image of a task to the next.

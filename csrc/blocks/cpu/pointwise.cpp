@@ -24,8 +24,6 @@ constexpr std::int64_t kLargeBlockFloats = 262144;  // 1 MB, of both sides
 
 std::int64_t blocks_of(const Pointwise& layer, std::int64_t rows) { return (layer.rows + rows - 1) / rows; }
 
-std::int64_t weight_floats(const Pointwise& layer) { return static_cast<std::int64_t>(layer.group_in()) * layer.out; }
-
 // Far weights and their gradients come into the caches anew for each block, so that large blocks are faster.
 std::int64_t backward_rows(const Pointwise& layer) {
   if (weight_floats(layer) <= kFarWeights) return block_rows(layer.in, layer.out);
@@ -48,6 +46,13 @@ void for_columns(int columns, const Body& body) {
   for (int first = 0; first < columns; first += kColumns) body(first, std::min(kColumns, columns - first));
 }
 
+// Whether the gradient of the weight is added up as [in, out]: panels of few input channels would be narrow, and would
+// load and store their sums often. The gradient of y must then be readable a little beyond its end.
+bool turns_weight(const Pointwise& layer, const PointwiseGrad& grad) {
+  constexpr int kFew = 24;
+  return layer.group_in() <= kFew && layer.group_out() > kFew && grad.y.data != nullptr;
+}
+
 // Ranges of blocks that have a gradient of the weight of their own in the backward pass.
 std::int64_t part_count(const Pointwise& layer) { return std::clamp<std::int64_t>(layer.rows / 192, 1, 8); }
 
@@ -67,7 +72,7 @@ struct Workspace {
     packed = pieces.take(layer.groups * packed_group);
     ones = pieces.take(widest);
     zeros = pieces.take(widest);
-    weights = pieces.take((part_count(layer) - 1) * weight_floats(layer));
+    weights = pieces.take(part_count(layer) * weight_floats(layer));
     coefficients = pieces.take(norm::kCoefficients * padded(layer.out));
     accumulators = pieces.take(
         3 * std::max(blocks_of(layer, forward_rows(layer)), blocks_of(layer, backward_rows(layer))) * width);
@@ -175,7 +180,7 @@ class Call {
   GemmRows read(const PointwiseGrad& grad, const norm::Coefficients& c, std::int64_t row, std::int64_t rows) const {
     const Input from = from_row(grad.grad, row, Storage::float32);
     if (grad.y.data == nullptr) return {static_cast<const float*>(from.data), from.stride};
-    float* const through = scratch(1, kMaxBlockRows * layer_.out);
+    float* const through = scratch(1, kMaxBlockRows * layer_.out + kBeyond);
     const Input y = from_row(grad.y, row, Storage::float32);
     const norm::BnAct plain{{Storage::float32, rows, layer_.out, false}, norm::Activation::identity, false, 1};
     norm_.backward(plain, from, y, c, y, through, nullptr);
@@ -185,7 +190,8 @@ class Call {
   void backward(std::int64_t block, std::int64_t row, std::int64_t rows, GemmRows grad, Input add, float* grad_x,
                 float* grad_weight, const PointwiseGrad& from, bool gate_sums) const {
     const int in = layer_.group_in(), out = layer_.group_out();
-    const GemmRows a = read(row, rows, true);
+    const bool turned = turns_weight(layer_, from);
+    const GemmRows a = read(row, rows, !turned);
     GemmAhead ahead;
     add_block(from.grad, row + rows, rows, layer_.out, ahead);
     add_block(from.y, row + rows, rows, layer_.out, ahead);
@@ -193,7 +199,12 @@ class Call {
     add_block({grad_x, layer_.in}, row + rows, rows, layer_.in, ahead);
     for (int g = 0; g < layer_.groups; ++g) {
       float* const sums = grad_weight + static_cast<std::int64_t>(g) * out * in;
-      gemm_.accumulate(grad.after(g * out), a.after(g * in), rows, out, in, sums, ahead);
+      const GemmRows own_grad = grad.after(g * out), own_a = a.after(g * in);
+      if (turned) {
+        gemm_.accumulate(own_a, own_grad, rows, in, out, sums, out, ahead);
+      } else {
+        gemm_.accumulate(own_grad, own_a, rows, out, in, sums, in, ahead);
+      }
     }
     float* const to = grad_x + row * layer_.in;
     const bool through_prologue = input_.prologue != Prologue::none && input_.gates == nullptr;
@@ -314,8 +325,9 @@ void pointwise_backward(const Pointwise& layer, const PointwiseGrad& grad, const
   const std::int64_t full = backward_rows(layer);
   const std::int64_t blocks = blocks_of(layer, full);
   const std::int64_t size = weight_floats(layer);
+  const bool turned = turns_weight(layer, grad);
   const auto weight_of = [&](std::int64_t part) {
-    return part == 0 ? gradients.weight : space.weights + (part - 1) * size;
+    return part == 0 && !turned ? gradients.weight : space.weights + part * size;
   };
   cpu::team_for(parts, 1, layer.threads, [&](std::int64_t begin, std::int64_t end) {
     for (std::int64_t part = begin; part < end; ++part) {
@@ -328,7 +340,8 @@ void pointwise_backward(const Pointwise& layer, const PointwiseGrad& grad, const
                       });
     }
   });
-  for (std::int64_t part = 1; part < parts; ++part) {
+  if (turned) add_turned_weights(layer, parts, space.weights, gradients.weight);
+  for (std::int64_t part = 1; part < parts && !turned; ++part) {
     const float* const sums = weight_of(part);
     for (std::int64_t i = 0; i < size; ++i) gradients.weight[i] += sums[i];
   }

@@ -7,6 +7,7 @@
 
 #include "blocks/cpu/bn_act_chunks.h"
 #include "blocks/cpu/gemm_kernels.h"
+#include "blocks/pointwise.h"
 
 namespace greedynas::blocks {
 
@@ -17,6 +18,24 @@ constexpr std::int64_t kMaxBlockRows = 8 * kTileRows;
 inline std::int64_t block_rows(int in, int out) {
   const std::int64_t fitting = kBlockFloats / std::max(in, out) / kTileRows * kTileRows;
   return std::clamp(fitting, kTileRows, kMaxBlockRows);
+}
+
+inline std::int64_t weight_floats(const Pointwise& layer) {
+  return static_cast<std::int64_t>(layer.group_in()) * layer.out;
+}
+
+// Adds up gradients of the weight that parts of the rows have, each [groups][in][out], to [groups][out][in].
+inline void add_turned_weights(const Pointwise& layer, std::int64_t parts, const float* sums, float* weight) {
+  const std::int64_t in = layer.group_in(), out = layer.group_out(), size = weight_floats(layer);
+  for (std::int64_t g = 0; g < size; g += in * out) {
+    for (std::int64_t n = 0; n < out; ++n) {
+      for (std::int64_t k = 0; k < in; ++k) {
+        float sum = 0.0F;
+        for (std::int64_t part = 0; part < parts; ++part) sum += sums[part * size + g + k * out + n];
+        weight[g + n * in + k] = sum;
+      }
+    }
+  }
 }
 
 // Memory of this thread that is kept from call to call, so that it stays in the caches; `which`: 0 .. 4.

@@ -28,11 +28,11 @@ using Norm = std::tuple<Address, Address, double>;
 // sizes: batch, height and width of x, channels of x, in the middle and of y, stride. depthwise: (channels, kernel
 // size, address of the weight) a group. gate: addresses of the four parameters. codes: activation of the block and of
 // the gate, as BnAct's. flags: residual, batch statistics, sigmoid gate, no
-// z1 in memory.
+// z1 in memory without and with a backward pass.
 InvertedResidual make_block(const std::array<std::int64_t, 7>& sizes, Place expand, Place project,
                             const std::vector<std::tuple<std::int64_t, int, Address>>& depthwise,
                             const std::array<Norm, 3>& norms, const std::array<Address, 4>& gate, int gate_width,
-                            std::array<int, 2> codes, std::array<bool, 4> flags, int threads) {
+                            std::array<int, 2> codes, std::array<bool, 5> flags, int threads) {
   const auto parameter = [](Address address) { return at<const float>(address); };
   InvertedResidual block{};
   block.batch = sizes[0];
@@ -63,7 +63,8 @@ InvertedResidual make_block(const std::array<std::int64_t, 7>& sizes, Place expa
                 gate_width,
                 static_cast<norm::Activation>(codes[1]),
                 flags[2]};
-  block.expands_in_caches = flags[3];
+  block.expands_in_caches[0] = flags[3];
+  block.expands_in_caches[1] = flags[4];
   block.threads = threads;
   return block;
 }

@@ -42,7 +42,7 @@ struct InvertedResidual {
   std::vector<MixconvGroup> depthwise;
   BlockNorm norms[3];  // the first one is not read without `expand`
   BlockGate gate;
-  bool expands_in_caches;  // z1 is never in memory, see expand_depthwise.h
+  bool expands_in_caches[2];  // z1 is never in memory, see expand_depthwise.h: without and with a backward pass
   int threads;
 
   std::int64_t rows() const { return batch * height * width; }

@@ -38,9 +38,11 @@ _Parameters = Sequence[Tensor | None]
 NUM_PARAMETERS = 12
 NUM_KEPT = 7
 
+# Measured; see `expands_in_caches`.
 _LARGE_BYTES = 8 << 20
-_FEW_CHANNELS = 24
 _ROWS_A_CHANNEL = 16
+_LARGE_BYTES_TO_KEEP = 16 << 20
+_FEW_CHANNELS = 24
 
 
 class Options(NamedTuple):
@@ -105,19 +107,22 @@ def _as_parameter(grad: Tensor | None, parameter: Tensor | None) -> Tensor | Non
     return None if grad is None or parameter is None else grad.to(parameter.dtype)
 
 
-def expands_in_caches(rows: int, in_channels: int, expanded: int) -> bool:
+def expands_in_caches(rows: int, in_channels: int, expanded: int, keep: bool) -> bool:
     """Whether z1 is never in memory (csrc/blocks/expand_depthwise.h).
 
-    Measured: that is faster where z1 is large and takes few products to be made, and with so many rows that the
-    covariance is small work beside the convolution.
+    That is faster where z1 is large, and has so many rows that the covariance is small work beside the convolution.
+    For a backward pass z1 is made twice, so that it must also take few products.
 
     Args:
         rows: pixels of all images.
         in_channels: of x.
         expanded: channels of z1; 0: nothing is expanded.
+        keep: whether there will be a backward pass.
     """
-    large = rows * expanded * 4 >= _LARGE_BYTES
-    return large and in_channels <= _FEW_CHANNELS and rows >= _ROWS_A_CHANNEL * in_channels
+    size = rows * expanded * 4
+    if keep and (size < _LARGE_BYTES_TO_KEEP or in_channels > _FEW_CHANNELS):
+        return False
+    return size >= _LARGE_BYTES and rows >= _ROWS_A_CHANNEL * in_channels
 
 
 def make_block(
@@ -130,7 +135,8 @@ def make_block(
     assert project is not None
     middle = sum(weight.shape[0] for weight in weights)
     at = _addresses(parameters)
-    in_caches = expand is not None and expands_in_caches(batch * height * width, channels, middle)
+    expanded = 0 if expand is None else middle
+    in_caches = [expands_in_caches(batch * height * width, channels, expanded, keep) for keep in (False, True)]
     return _core.InvertedResidual(
         (batch, height, width, channels, middle, project.shape[0], o.stride),
         (at[0], 1 if expand is None else channels // expand.shape[1]),
@@ -140,7 +146,7 @@ def make_block(
         (at[8], at[9], at[10], at[11]),
         0 if reduce is None else reduce.shape[0],
         (ACTIVATIONS[o.activation], ACTIVATIONS[o.gate[0] or "identity"]),
-        (o.residual, o.batch_statistics, o.gate[1] == "sigmoid", in_caches),
+        (o.residual, o.batch_statistics, o.gate[1] == "sigmoid", *in_caches),
         threads,
     )
 
@@ -223,8 +229,9 @@ def _outputs(
     found = [] if moments else [x.new_empty((2, c), dtype=torch.float32) for c in norms]
     if not keep:
         return y, found, []
-    in_caches = expand is not None and expands_in_caches(n * height * width, in_channels, middle)
-    z1 = x.new_empty(0) if expand is None or in_caches else memory.image(x, (n, middle, height, width))
+    expanded = 0 if expand is None else middle
+    in_caches = expands_in_caches(n * height * width, in_channels, expanded, keep)
+    z1 = memory.image(x, (n, expanded, height, width)) if expanded and not in_caches else x.new_empty(0)
     z2, z3 = (memory.image(x, (n, c, out_height, out_width)) for c in (middle, channels))
     hidden = 0 if reduce is None else reduce.shape[0]
     of_gate = [x.new_empty((n, c) if hidden else 0, dtype=torch.float32) for c in (middle, hidden, middle)]

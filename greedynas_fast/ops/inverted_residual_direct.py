@@ -49,7 +49,7 @@ class Block(Laid):
         expanded = 0 if expand is None else middle
         hidden = 0 if reduce is None else reduce.shape[0]
         gated = middle if hidden else 0
-        in_caches = core.expands_in_caches(n * height * width, in_channels, expanded)
+        in_caches = core.expands_in_caches(n * height * width, in_channels, expanded, True)
         # The moments of the norms, and what the core calls kept.
         self._images = [
             (n, 0 if in_caches else expanded, height, width),

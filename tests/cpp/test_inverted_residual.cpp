@@ -63,7 +63,7 @@ Floats run(const Case& c, int threads) {
     block.gate = {reduce.data(), reduce_bias.data(),     raise.data(), raise_bias.data(),
                   c.gate_width,  norm::Activation::relu, false};
   }
-  block.expands_in_caches = c.in_caches;
+  block.expands_in_caches[0] = block.expands_in_caches[1] = c.in_caches;
   block.threads = threads;
 
   const std::int64_t rows = block.rows(), out_rows = block.out_rows();

@@ -93,12 +93,12 @@ struct Layers {
 };
 
 // Of the workspaces of the layers, the largest, for both passes of each.
-std::int64_t largest_workspace(const Layers& layers) {
+std::int64_t largest_workspace(const Layers& layers, bool in_caches) {
   const InvertedResidual& block = layers.block;
   const MixconvCall call = layers.depthwise(nullptr, nullptr);
   std::int64_t most =
       std::max(blocks::workspace_floats(layers.project()), norm::workspace_floats(layers.norm3(false).shape));
-  if (block.expands_in_caches) {
+  if (in_caches) {
     most = std::max(
         {most, expanded_moments_floats(layers.expand()), expand_depthwise_floats(layers.expand_depthwise(nullptr))});
   } else {
@@ -116,6 +116,7 @@ struct Space {
 
   Space(const InvertedResidual& block, bool keeps, float* workspace) {
     const Layers layers{block};
+    const bool in_caches = block.expands_in_caches[keeps ? 1 : 0];
     Pieces pieces(workspace);
     affine1 = pieces.take(2 * block.middle);
     affine2 = pieces.take(2 * block.middle);
@@ -124,13 +125,13 @@ struct Space {
     means = gate_here ? pieces.take(block.batch * block.middle) : nullptr;
     logits = gate_here ? pieces.take(block.batch * block.middle) : nullptr;
     hidden = gate_here ? pieces.take(block.batch * block.gate.width) : nullptr;
-    const bool z1_here = !keeps && block.expand != nullptr && !block.expands_in_caches;
+    const bool z1_here = !keeps && block.expand != nullptr && !in_caches;
     z1 = z1_here ? pieces.take(block.rows() * block.middle) : nullptr;
     z2 = keeps ? nullptr : pieces.take(block.out_rows() * block.middle);
     z3 = keeps ? nullptr : pieces.take(block.out_rows() * block.out);
-    const bool covariance_here = !keeps && block.expands_in_caches;
+    const bool covariance_here = !keeps && in_caches;
     covariance = covariance_here ? pieces.take(covariance_floats(layers.expand())) : nullptr;
-    rest = pieces.take(largest_workspace(layers));
+    rest = pieces.take(largest_workspace(layers, in_caches));
     floats = pieces.taken();
   }
 };
@@ -144,6 +145,7 @@ struct BackwardSpace {
   BackwardSpace(const InvertedResidual& block, float* workspace) {
     const Layers layers{block};
     const std::int64_t images = gated(block) ? block.batch * block.middle : 0;
+    const bool in_caches = block.expands_in_caches[1];
     Pieces pieces(workspace);
     affine1 = pieces.take(2 * block.middle);
     affine2 = pieces.take(2 * block.middle);
@@ -153,9 +155,10 @@ struct BackwardSpace {
     gates = pieces.take(images);
     gate_sums = pieces.take(norm::kGateSums * images);
     grad_means = pieces.take(images);
-    grad_z1 = pieces.take(block.expand == nullptr || block.expands_in_caches ? 0 : block.rows() * block.middle);
+    grad_z1 = pieces.take(block.expand == nullptr || in_caches ? 0 : block.rows() * block.middle);
     grad_z2 = pieces.take(block.out_rows() * block.middle);
-    rest = pieces.take(std::max(largest_workspace(layers), blocks::workspace_floats(layers.project_backward())));
+    rest = pieces.take(
+        std::max(largest_workspace(layers, in_caches), blocks::workspace_floats(layers.project_backward())));
     floats = pieces.taken();
   }
 };
@@ -171,15 +174,16 @@ void add_to(Input from, std::int64_t rows, int channels, int threads, float* to)
 }
 
 // The expansion and the depthwise convolution.
-void expand_and_convolve(const Layers& layers, const InvertedResidualTensors& tensors, const Space& space, float* z1,
-                         float* z2, float* covariance) {
+void expand_and_convolve(const Layers& layers, const InvertedResidualTensors& tensors, const Space& space, float* z2) {
   const InvertedResidual& block = layers.block;
+  const bool keeps = tensors.z2 != nullptr;
+  float *const z1 = keeps ? tensors.z1 : space.z1, *const covariance = keeps ? tensors.covariance : space.covariance;
   float* const moments1 = tensors.moments[0];
   float* const mean1 = block.batch_statistics ? moments1 : nullptr;
   float* const variance1 = mean1 == nullptr ? nullptr : mean1 + block.middle;
   float* const mean2 = block.batch_statistics ? tensors.moments[1] : nullptr;
   float* const variance2 = mean2 == nullptr ? nullptr : mean2 + block.middle;
-  if (block.expands_in_caches) {
+  if (block.expands_in_caches[keeps ? 1 : 0]) {
     if (mean1 != nullptr) {
       expanded_moments(layers.expand(), block.x, block.expand, space.rest, mean1, variance1, covariance);
     }
@@ -206,9 +210,8 @@ void forward(const InvertedResidual& block, const InvertedResidualTensors& tenso
   const Layers layers{block};
   const bool keeps = tensors.z2 != nullptr;
   const Space space(block, keeps, workspace);
-  float *const z1 = keeps ? tensors.z1 : space.z1, *const z2 = keeps ? tensors.z2 : space.z2;
-  float* const z3 = keeps ? tensors.z3 : space.z3;
-  expand_and_convolve(layers, tensors, space, z1, z2, keeps ? tensors.covariance : space.covariance);
+  float *const z2 = keeps ? tensors.z2 : space.z2, *const z3 = keeps ? tensors.z3 : space.z3;
+  expand_and_convolve(layers, tensors, space, z2);
   layers.affine(1, tensors.moments[1], space.affine2);
   if (space.gates != nullptr) {
     float* const means = keeps ? tensors.means : space.means;
@@ -278,7 +281,7 @@ void backward(const InvertedResidual& block, const InvertedResidualTensors& tens
                                   expands ? grad_z1 : grad_x,
                                   expands ? space.grad_affine1 : nullptr,
                                   gate};
-  if (block.expands_in_caches) {
+  if (block.expands_in_caches[1]) {
     const float* const covariance = block.batch_statistics ? tensors.covariance : nullptr;
     expand_depthwise_backward(layers.expand_depthwise(space.affine1),
                               {depthwise, &channels1, covariance, add, gradients.x, gradients.expand,

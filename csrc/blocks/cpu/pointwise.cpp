@@ -57,7 +57,7 @@ bool turns_weight(const Pointwise& layer, const PointwiseGrad& grad) {
 std::int64_t part_count(const Pointwise& layer) { return std::clamp<std::int64_t>(layer.rows / 192, 1, 8); }
 
 struct Workspace {
-  float *packed, *ones, *zeros, *weights, *coefficients, *accumulators, *gate_sums;
+  float *packed, *ones, *weights, *coefficients, *accumulators, *gate_sums;
   std::int64_t packed_group;  // floats of a group's packed matrix
   std::int64_t width;         // of an accumulator; each block has three
   std::int64_t gate_width;    // of one of an image's gate sums in a block
@@ -71,7 +71,6 @@ struct Workspace {
                             gemm_packed_floats(layer.group_out(), layer.group_in()));
     packed = pieces.take(layer.groups * packed_group);
     ones = pieces.take(widest);
-    zeros = pieces.take(widest);
     weights = pieces.take(part_count(layer) * weight_floats(layer));
     coefficients = pieces.take(norm::kCoefficients * padded(layer.out));
     accumulators = pieces.take(
@@ -104,7 +103,6 @@ class Call {
         squeeze_(norm::squeeze_kernel_for(cpu::selected(), layer.in)),
         norm_(norm::kernel_for(cpu::selected(), layer.out)) {
     std::fill_n(space_.ones, space_.width, 1.0F);
-    std::fill_n(space_.zeros, space_.width, 0.0F);
   }
 
   const Workspace& space() const { return space_; }
@@ -190,13 +188,38 @@ class Call {
   void backward(std::int64_t block, std::int64_t row, std::int64_t rows, GemmRows grad, Input add, float* grad_x,
                 float* grad_weight, const PointwiseGrad& from, bool gate_sums) const {
     const int in = layer_.group_in(), out = layer_.group_out();
-    const bool turned = turns_weight(layer_, from);
-    const GemmRows a = read(row, rows, !turned);
     GemmAhead ahead;
     add_block(from.grad, row + rows, rows, layer_.out, ahead);
     add_block(from.y, row + rows, rows, layer_.out, ahead);
     add_block(input_.x, row + rows, rows, layer_.in, ahead);
     add_block({grad_x, layer_.in}, row + rows, rows, layer_.in, ahead);
+    float* const to = grad_x + row * layer_.in;
+    const bool through_prologue = input_.prologue != Prologue::none && input_.gates == nullptr;
+    float* const grad_a = through_prologue ? scratch(2, kMaxBlockRows * layer_.in) : to;
+    const GemmRows init = GemmRows{static_cast<const float*>(add.data), add.stride}.from(row);
+    multiply(grad, rows, out, in, init, grad_a, ahead);
+    const bool turned = turns_weight(layer_, from);
+    GemmRows a{};
+    if (through_prologue || gate_sums) {
+      // What needs the activation or its slope at one place is done in one pass.
+      float* const read = scratch(0, kMaxBlockRows * layer_.in + kBeyond);
+      for_images(row, rows, [&](std::int64_t image, std::int64_t first, std::int64_t count) {
+        const norm::SqueezeExcite part = squeeze_layer(input_, layer_.in, count);
+        const Input own_grad{grad_a + (first - row) * layer_.in, layer_.in};
+        const Input x = from_row(input_.x, first, Storage::float32);
+        float* const own_a = read + (first - row) * layer_.in;
+        if (gate_sums) {
+          squeeze_.gate_sums(part, part.image, own_grad, x, input_.gates + image * layer_.in,
+                             space_.gate_sum(block, image, 0), own_a);
+        } else {
+          squeeze_.prologue_backward(part, part.image, own_grad, x, own_a, to, space_.accumulator(block, 0),
+                                     space_.accumulator(block, 1));
+        }
+      });
+      a = {read, layer_.in};
+    } else {
+      a = this->read(row, rows, !turned);
+    }
     for (int g = 0; g < layer_.groups; ++g) {
       float* const sums = grad_weight + static_cast<std::int64_t>(g) * out * in;
       const GemmRows own_grad = grad.after(g * out), own_a = a.after(g * in);
@@ -206,23 +229,6 @@ class Call {
         gemm_.accumulate(own_grad, own_a, rows, out, in, sums, in, ahead);
       }
     }
-    float* const to = grad_x + row * layer_.in;
-    const bool through_prologue = input_.prologue != Prologue::none && input_.gates == nullptr;
-    float* const grad_a = through_prologue ? scratch(2, kMaxBlockRows * layer_.in) : to;
-    const GemmRows init = GemmRows{static_cast<const float*>(add.data), add.stride}.from(row);
-    multiply(grad, rows, out, in, init, grad_a, ahead);
-    if (gate_sums) {
-      for_images(row, rows, [&](std::int64_t image, std::int64_t first, std::int64_t count) {
-        const norm::SqueezeExcite part = squeeze_layer(input_, layer_.in, count);
-        squeeze_.gate_sums(part, part.image, {grad_x + first * layer_.in, layer_.in},
-                           from_row(input_.x, first, Storage::float32), space_.gate_sum(block, image, 0));
-      });
-    }
-    if (!through_prologue) return;
-    const norm::SqueezeExcite part = squeeze_layer(input_, layer_.in, rows);
-    squeeze_.squeeze_backward(part, part.image, {grad_a, layer_.in}, from_row(input_.x, row, Storage::float32),
-                              space_.ones, space_.zeros, to, space_.accumulator(block, 0),
-                              space_.accumulator(block, 1));
   }
 
   // body(block, first row, rows)

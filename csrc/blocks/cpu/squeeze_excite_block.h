@@ -214,13 +214,70 @@ struct SqueezeBackward {
 };
 
 template <Prologue kPrologue, class V, class T, int kRows>
+GREEDYNAS_VEC_INLINE void prologue_backward_rows(const SqueezeExcite& layer, RowsOf<const T> grad, RowsOf<const T> x,
+                                                 Slots<V> slots, RowsOf<T> y, RowsOf<T> out, float* sums,
+                                                 float* products) {
+  const bool ahead = kRows > 1 && slots.prefetches();
+  for (int i = 0; i < slots.count(); ++i, sums += V::width, products += V::width) {
+    const int start = slots.start(i);
+    const Affine<kPrologue, V> affine(layer, start);
+    V sum = V::load(sums);
+    V product = V::load(products);
+    GREEDYNAS_UNROLL
+    for (int r = 0; r < kRows; ++r) {
+      if (ahead) {
+        __builtin_prefetch(x[r + kRows] + start);
+        __builtin_prefetch(grad[r + kRows] + start);
+      }
+      const V value = load_as<V>(x[r] + start);
+      V slope;
+      put<false>(activated_with_slope<activation_of(kPrologue)>(affine.before_activation(value), slope), y[r] + start);
+      const V through = load_as<V>(grad[r] + start) * slope;
+      sum = sum + through;
+      product = fma(through, value, product);
+      put<false>(through * affine.scale, out[r] + start);
+    }
+    sum.store(sums);
+    product.store(products);
+  }
+}
+
+template <class V, class T>
+struct PrologueBackward {
+  template <Prologue kPrologue>
+  static void run_layer(const Shape& part, const SqueezeExcite& layer, Input grad_input, Input x_input, void* y_data,
+                        void* grad_x, float* sums, float* products) {
+    const RowsOf<const T> grad = rows_of<T>(grad_input);
+    const RowsOf<const T> x = rows_of<T>(x_input);
+    const RowsOf<T> y{static_cast<T*>(y_data), part.channels};
+    const RowsOf<T> out{static_cast<T*>(grad_x), part.channels};
+    const Slots<V> slots{part.channels};
+    clear(slots, sums);
+    clear(slots, products);
+    std::int64_t row = 0;
+    constexpr int kTogether = 4;
+    for (; row + kTogether <= part.rows; row += kTogether) {
+      prologue_backward_rows<kPrologue, V, T, kTogether>(layer, {grad[row], grad.stride}, {x[row], x.stride}, slots,
+                                                         {y[row], y.stride}, {out[row], out.stride}, sums, products);
+    }
+    for (; row < part.rows; ++row) {
+      prologue_backward_rows<kPrologue, V, T, 1>(layer, {grad[row], grad.stride}, {x[row], x.stride}, slots,
+                                                 {y[row], y.stride}, {out[row], out.stride}, sums, products);
+    }
+    slots.close_gap(sums);
+    slots.close_gap(products);
+  }
+};
+
+template <Prologue kPrologue, class V, class T, int kRows>
 GREEDYNAS_VEC_INLINE void sum_gate_rows(const SqueezeExcite& layer, RowsOf<const T> grad, RowsOf<const T> x,
-                                        Slots<V> slots, float* sums) {
+                                        Slots<V> slots, const float* gates, float* sums, RowsOf<T> y) {
   const std::int64_t width = padded(slots.channels);
   const bool ahead = kRows > 1 && slots.prefetches();
   for (int i = 0; i < slots.count(); ++i, sums += V::width) {
     const int start = slots.start(i);
     const Affine<kPrologue, V> affine(layer, start);
+    const V gate = V::load_to_register(gates + start);
     V own[kGateSums];
     GREEDYNAS_UNROLL
     for (int k = 0; k < kGateSums; ++k) own[k] = V::load(sums + k * width);
@@ -233,6 +290,7 @@ GREEDYNAS_VEC_INLINE void sum_gate_rows(const SqueezeExcite& layer, RowsOf<const
       const V g = load_as<V>(grad[r] + start), value = load_as<V>(x[r] + start), z = affine.before_activation(value);
       V slope;
       const V a = activated_with_slope<activation_of(kPrologue)>(z, slope), through = g * slope;
+      put<false>(a * gate, y[r] + start);
       own[kGateProduct] = fma(g, a, own[kGateProduct]);
       own[kGateGrad] = own[kGateGrad] + through;
       own[kGateGradX] = fma(through, value, own[kGateGradX]);
@@ -247,19 +305,23 @@ GREEDYNAS_VEC_INLINE void sum_gate_rows(const SqueezeExcite& layer, RowsOf<const
 template <class V, class T>
 struct SumGate {
   template <Prologue kPrologue>
-  static void run_layer(const Shape& part, const SqueezeExcite& layer, Input grad_input, Input x_input, float* sums) {
+  static void run_layer(const Shape& part, const SqueezeExcite& layer, Input grad_input, Input x_input,
+                        const float* gates, float* sums, void* y_data) {
     const RowsOf<const T> grad = rows_of<T>(grad_input);
     const RowsOf<const T> x = rows_of<T>(x_input);
+    const RowsOf<T> y{static_cast<T*>(y_data), part.channels};
     const Slots<V> slots{part.channels};
     const std::int64_t width = padded(part.channels);
     for (int k = 0; k < kGateSums; ++k) clear(slots, sums + k * width);
     std::int64_t row = 0;
     constexpr int kTogether = 8;
     for (; row + kTogether <= part.rows; row += kTogether) {
-      sum_gate_rows<kPrologue, V, T, kTogether>(layer, {grad[row], grad.stride}, {x[row], x.stride}, slots, sums);
+      sum_gate_rows<kPrologue, V, T, kTogether>(layer, {grad[row], grad.stride}, {x[row], x.stride}, slots, gates, sums,
+                                                {y[row], y.stride});
     }
     for (; row < part.rows; ++row) {
-      sum_gate_rows<kPrologue, V, T, 1>(layer, {grad[row], grad.stride}, {x[row], x.stride}, slots, sums);
+      sum_gate_rows<kPrologue, V, T, 1>(layer, {grad[row], grad.stride}, {x[row], x.stride}, slots, gates, sums,
+                                        {y[row], y.stride});
     }
     for (int k = 0; k < kGateSums; ++k) slots.close_gap(sums + k * width);
   }
@@ -312,13 +374,21 @@ void squeeze_backward_of(const SqueezeExcite& layer, const Shape& part, Input gr
 }
 
 template <class V>
-void gate_sums_of(const SqueezeExcite& layer, const Shape& part, Input grad, Input x, float* sums) {
-  by_storage<V, ByPrologue<SumGate>::template With>(part, &layer, grad, x, sums);
+void prologue_backward_of(const SqueezeExcite& layer, const Shape& part, Input grad, Input x, void* y, void* grad_x,
+                          float* sums, float* products) {
+  by_storage<V, ByPrologue<PrologueBackward>::template With>(part, &layer, grad, x, y, grad_x, sums, products);
+}
+
+template <class V>
+void gate_sums_of(const SqueezeExcite& layer, const Shape& part, Input grad, Input x, const float* gates, float* sums,
+                  void* y) {
+  by_storage<V, ByPrologue<SumGate>::template With>(part, &layer, grad, x, gates, sums, y);
 }
 
 template <class V>
 constexpr SqueezeKernel squeeze_kernel_over() {
-  return {&squeeze_of<V>, &excite_of<V>, &excite_backward_of<V>, &squeeze_backward_of<V>, &gate_sums_of<V>};
+  return {&squeeze_of<V>,           &excite_of<V>,   &excite_backward_of<V>, &squeeze_backward_of<V>,
+          &prologue_backward_of<V>, &gate_sums_of<V>};
 }
 
 }  // namespace

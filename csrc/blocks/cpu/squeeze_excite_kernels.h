@@ -21,8 +21,14 @@ struct SqueezeKernel {
   void (*squeeze_backward)(const SqueezeExcite& layer, const Shape& part, Input grad, Input x, const float* gates,
                            const float* offsets, void* grad_x, float* sums, float* products);
 
-  // sums [kGateSums][padded(channels)]
-  void (*gate_sums)(const SqueezeExcite& layer, const Shape& part, Input grad, Input x, float* sums);
+  // y = a, and grad_x from the gradient of a: grad * slope * scale; sums of grad * slope, and of that times x. With a
+  // prologue; y and grad_x without gaps.
+  void (*prologue_backward)(const SqueezeExcite& layer, const Shape& part, Input grad, Input x, void* y, void* grad_x,
+                            float* sums, float* products);
+
+  // sums [kGateSums][padded(channels)], and `excite` on the way.
+  void (*gate_sums)(const SqueezeExcite& layer, const Shape& part, Input grad, Input x, const float* gates, float* sums,
+                    void* y);
 };
 
 extern const SqueezeKernel kScalarSqueezeKernel;  // for tensors too narrow for any vector

@@ -215,14 +215,15 @@ class InvertedResidual:
     def __init__(
         self,
         sizes: Sequence[int],
-        expand: tuple[int, int],
-        project: tuple[int, int],
+        expand: Sequence[int],
+        project: Sequence[int],
         depthwise: Sequence[tuple[int, int, int]],
         norms: Sequence[tuple[int, int, float]],
         gate: Sequence[int],
         gate_width: int,
         codes: Sequence[int],
         flags: Sequence[bool],
+        groups: tuple[int, int],
         threads: int,
     ) -> None: ...
     def forward(self, x: tuple[int, int], moments: Sequence[int], kept: Sequence[int], y: int) -> None: ...
@@ -235,6 +236,7 @@ class InvertedResidual:
         grad_x: int,
         gradients: Sequence[int],
         depthwise: Sequence[int],
+        parts: Sequence[int],
     ) -> None: ...
 
 class PooledPointwise:

@@ -3,8 +3,10 @@
 
 #include <pybind11/stl.h>
 
+#include <algorithm>
 #include <array>
 #include <tuple>
+#include <utility>
 #include <vector>
 
 #include "bindings.h"
@@ -22,17 +24,64 @@ using Address = std::uintptr_t;
 
 float* floats(Address address) { return at<float>(address); }
 
+// The weight of a 1x1 convolution: its groups, which are one array or an array each.
+struct Weight {
+  std::vector<Address> parts;
+  std::int64_t groups;
+
+  bool in_parts() const { return parts.size() > 1; }
+  const float* whole() const { return parts.empty() || in_parts() ? nullptr : at<const float>(parts.front()); }
+};
+
+// A weight in parts, or its gradient, as the one array that the core wants, for one call.
+class Joined {
+ public:
+  Joined(const Weight& weight, std::int64_t floats)
+      : weight_(weight), part_(weight.in_parts() ? floats / weight.groups : 0), memory_(part_ * weight.groups) {}
+  // The array, or what is given where the weight is not in parts.
+  float* or_else(float* whole) const { return weight_.in_parts() ? memory_.floats() : whole; }
+  const float* filled() const {
+    for (std::size_t i = 0; weight_.in_parts() && i < weight_.parts.size(); ++i) {
+      std::copy_n(floats(weight_.parts[i]), part_, place(i));
+    }
+    return weight_.in_parts() ? memory_.floats() : weight_.whole();
+  }
+  // Puts the parts where they belong; gives the places after these.
+  const Address* spread(const Address* to) const {
+    for (std::size_t i = 0; weight_.in_parts() && i < weight_.parts.size(); ++i) {
+      std::copy_n(place(i), part_, floats(*to++));
+    }
+    return to;
+  }
+
+ private:
+  float* place(std::size_t i) const { return memory_.floats() + static_cast<std::int64_t>(i) * part_; }
+
+  const Weight& weight_;
+  std::int64_t part_;
+  cpu::Workspace memory_;
+};
+
+// A block, and its weights that may be in parts.
+struct Laid {
+  InvertedResidual block;
+  Weight expand, project;
+
+  std::int64_t expand_floats() const { return std::int64_t{block.middle} * block.in / block.expand_groups; }
+  std::int64_t project_floats() const { return std::int64_t{block.out} * block.middle / block.project_groups; }
+};
+
 // Weight, bias, eps.
 using Norm = std::tuple<Address, Address, double>;
 
-// sizes: batch, height and width of x, channels of x, in the middle and of y, stride. depthwise: (channels, kernel
-// size, address of the weight) a group. gate: addresses of the four parameters. codes: activation of the block and of
-// the gate, as BnAct's. flags: residual, batch statistics, sigmoid gate, no
-// z1 in memory without and with a backward pass.
-InvertedResidual make_block(const std::array<std::int64_t, 7>& sizes, Place expand, Place project,
-                            const std::vector<std::tuple<std::int64_t, int, Address>>& depthwise,
-                            const std::array<Norm, 3>& norms, const std::array<Address, 4>& gate, int gate_width,
-                            std::array<int, 2> codes, std::array<bool, 5> flags, int threads) {
+// expand, project: addresses of the weight, see Weight; none: no such layer. sizes: batch, height and width of x,
+// channels of x, in the middle and of y, stride. depthwise: (channels, kernel size, address of the weight) a group.
+// gate: addresses of the four parameters. codes: activation of the block and of the gate, as BnAct's. flags: residual,
+// batch statistics, sigmoid gate, no z1 in memory without and with a backward pass.
+Laid make_block(const std::array<std::int64_t, 7>& sizes, std::vector<Address> expand, std::vector<Address> project,
+                const std::vector<std::tuple<std::int64_t, int, Address>>& depthwise, const std::array<Norm, 3>& norms,
+                const std::array<Address, 4>& gate, int gate_width, std::array<int, 2> codes, std::array<bool, 5> flags,
+                std::array<int, 2> groups, int threads) {
   const auto parameter = [](Address address) { return at<const float>(address); };
   InvertedResidual block{};
   block.batch = sizes[0];
@@ -45,10 +94,8 @@ InvertedResidual make_block(const std::array<std::int64_t, 7>& sizes, Place expa
   block.activation = static_cast<norm::Activation>(codes[0]);
   block.residual = flags[0];
   block.batch_statistics = flags[1];
-  block.expand = parameter(expand.first);
-  block.expand_groups = static_cast<int>(expand.second);
-  block.project = parameter(project.first);
-  block.project_groups = static_cast<int>(project.second);
+  block.expand_groups = groups[0];
+  block.project_groups = groups[1];
   for (const auto& [channels, kernel, weight] : depthwise) {
     block.depthwise.push_back({channels, kernel, at<const void>(weight), nullptr});
   }
@@ -66,7 +113,7 @@ InvertedResidual make_block(const std::array<std::int64_t, 7>& sizes, Place expa
   block.expands_in_caches[0] = flags[3];
   block.expands_in_caches[1] = flags[4];
   block.threads = threads;
-  return block;
+  return {block, {std::move(expand), groups[0]}, {std::move(project), groups[1]}};
 }
 
 // moments: of the three norms. kept: z1, z2, z3, means, hidden, logits, covariance.
@@ -85,27 +132,36 @@ blocks::InvertedResidualTensors tensors_of(const std::array<Address, 3>& moments
 }  // namespace
 
 void bind_inverted_residual(py::module_& m) {
-  py::class_<InvertedResidual>(m, "InvertedResidual")
+  py::class_<Laid>(m, "InvertedResidual")
       .def(py::init(&make_block), py::arg("sizes"), py::arg("expand"), py::arg("project"), py::arg("depthwise"),
            py::arg("norms"), py::arg("gate"), py::arg("gate_width"), py::arg("codes"), py::arg("flags"),
-           py::arg("threads"))
+           py::arg("groups"), py::arg("threads"))
       .def(
           "forward",
-          [](const InvertedResidual& self, Place x, const std::array<Address, 3>& moments,
-             const std::array<Address, 7>& kept, Address y) {
+          [](const Laid& self, Place x, const std::array<Address, 3>& moments, const std::array<Address, 7>& kept,
+             Address y) {
             const blocks::InvertedResidualTensors tensors = tensors_of(moments, kept);
-            const cpu::Workspace workspace(blocks::workspace_floats(self, tensors.z2 != nullptr));
-            blocks::forward(with_input(self, x), tensors, workspace.floats(), floats(y));
+            const Joined expand(self.expand, self.expand_floats()), project(self.project, self.project_floats());
+            InvertedResidual block = with_input(self.block, x);
+            block.expand = expand.filled();
+            block.project = project.filled();
+            const cpu::Workspace workspace(blocks::workspace_floats(block, tensors.z2 != nullptr));
+            blocks::forward(block, tensors, workspace.floats(), floats(y));
           },
           py::arg("x"), py::arg("moments"), py::arg("kept"), py::arg("y"), Released())
       // gradients: of the weights, and weight and bias of the norm, of expansion, depthwise convolution (whose weights
-      // follow) and projection, and of the gate's four parameters.
+      // follow) and projection, and of the gate's four parameters. parts: gradients of weights that are in parts.
       .def(
           "backward",
-          [](const InvertedResidual& self, Place x, const std::array<Address, 3>& moments,
-             const std::array<Address, 7>& kept, Place grad, Address grad_x, const std::array<Address, 12>& gradients,
-             const std::vector<Address>& depthwise) {
-            InvertedResidual block = with_input(self, x);
+          [](const Laid& self, Place x, const std::array<Address, 3>& moments, const std::array<Address, 7>& kept,
+             Place grad, Address grad_x, const std::array<Address, 12>& gradients,
+             const std::vector<Address>& depthwise, const std::vector<Address>& parts) {
+            const Joined expand(self.expand, self.expand_floats()), project(self.project, self.project_floats());
+            const Joined grad_expand(self.expand, self.expand_floats());
+            const Joined grad_project(self.project, self.project_floats());
+            InvertedResidual block = with_input(self.block, x);
+            block.expand = expand.filled();
+            block.project = project.filled();
             for (std::size_t g = 0; g < block.depthwise.size(); ++g) {
               block.depthwise[g].weight_grad = at<void>(depthwise.at(g));
             }
@@ -114,10 +170,18 @@ void bind_inverted_residual(py::module_& m) {
             const cpu::Workspace workspace(blocks::backward_workspace_floats(block));
             blocks::backward(block, tensors_of(moments, kept), {at<const void>(grad.first), grad.second},
                              workspace.floats(),
-                             {floats(grad_x), of(0), of(5), {norm(1), norm(3), norm(6)}, of(8), of(9), of(10), of(11)});
+                             {floats(grad_x),
+                              grad_expand.or_else(of(0)),
+                              grad_project.or_else(of(5)),
+                              {norm(1), norm(3), norm(6)},
+                              of(8),
+                              of(9),
+                              of(10),
+                              of(11)});
+            grad_project.spread(grad_expand.spread(parts.data()));
           },
           py::arg("x"), py::arg("moments"), py::arg("kept"), py::arg("grad"), py::arg("grad_x"), py::arg("gradients"),
-          py::arg("depthwise"), Released());
+          py::arg("depthwise"), py::arg("parts"), Released());
 }
 
 }  // namespace greedynas::bindings

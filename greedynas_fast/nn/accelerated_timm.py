@@ -94,6 +94,7 @@ def _layers_of(block: Any) -> BlockLayers:
         activation=norms[-2].act,
         residual=block.has_skip and not _drops(block),
         weight_of=_pointwise_weight,
+        parts_of=_pointwise_parts,
     )
 
 
@@ -111,12 +112,18 @@ def _pointwise_weight(conv: nn.Module) -> Tensor:
     split, to convolve each group by itself and to join what comes out.
     """
     if isinstance(conv, MixedConv2d):
+        if parts := _pointwise_parts(conv):
+            return torch.cat([part.weight for part in parts])
         weights = [cast("nn.Conv2d", part).weight for part in conv.children()]
-        if len({weight.shape for weight in weights}) == 1:
-            return torch.cat(weights)
         matrix: Tensor = torch.block_diag(*(weight.flatten(1) for weight in weights))  # type: ignore[no-untyped-call]
         return matrix[:, :, None, None]
     return cast("Tensor", conv.weight)
+
+
+def _pointwise_parts(conv: nn.Module) -> list[nn.Conv2d]:
+    """The groups of a mixed convolution, if there are several and all of one size."""
+    parts = cast("list[nn.Conv2d]", list(conv.children())) if isinstance(conv, MixedConv2d) else []
+    return parts if len(parts) > 1 and len({part.weight.shape for part in parts}) == 1 else []
 
 
 def _gate_of(layer: Any) -> GateLayers:

@@ -8,11 +8,11 @@ from typing import Any, NamedTuple, cast
 from torch import Tensor, nn
 
 from greedynas_fast.nn.backend import Fusable, name_of, num_values, running_moments, update_running
-from greedynas_fast.nn.prepared import Prepared, slots_of
+from greedynas_fast.nn.prepared import Prepared, Slot, slots_of
 from greedynas_fast.ops import direct
 from greedynas_fast.ops.inverted_residual import Gate, Norm, check, inverted_residual
-from greedynas_fast.ops.inverted_residual_core import NUM_PARAMETERS, Options
-from greedynas_fast.ops.inverted_residual_direct import Block
+from greedynas_fast.ops.inverted_residual_core import NUM_PARAMETERS, Options, Parts
+from greedynas_fast.ops.inverted_residual_direct import Block, with_shapes
 from greedynas_fast.ops.rows import threads
 
 
@@ -44,6 +44,10 @@ def _weight_of(conv: Any) -> Tensor:
     return weight
 
 
+def _no_parts(conv: Any) -> Sequence[nn.Conv2d]:
+    return ()
+
+
 class BlockLayers(NamedTuple):
     """The layers of an inverted residual.
 
@@ -55,6 +59,7 @@ class BlockLayers(NamedTuple):
         activation: after the first two norms; one that `activation_name` knows.
         residual: add x to the result.
         weight_of: gives the weight of a 1x1 convolution that is not one `nn.Conv2d`.
+        parts_of: gives the convolutions of one size that such a one is made of, if that is all there is to it.
     """
 
     expand: tuple[nn.Module, nn.BatchNorm2d] | None
@@ -64,6 +69,7 @@ class BlockLayers(NamedTuple):
     activation: nn.Module
     residual: bool
     weight_of: Callable[[Any], Tensor] = _weight_of
+    parts_of: Callable[[Any], Sequence[nn.Conv2d]] = _no_parts
 
 
 def run_inverted_residual(block: Fusable, layers_of: Callable[[Any], BlockLayers], x: Tensor) -> Tensor | None:
@@ -124,19 +130,25 @@ class _Prepared(Prepared):
         self.layers = layers
         expand, (convs, norm2), (project, norm3), gate = layers[:4]
         norms = [*(() if expand is None else (expand[1],)), norm2, norm3]
+        self._parts = (() if expand is None else layers.parts_of(expand[0])), layers.parts_of(project)
+        of_expand, of_project = self._parts
         slots = (
-            *((None,) * 3 if expand is None else ((expand[0], "weight"), *slots_of(expand[1]))),
+            *((None,) * 3 if expand is None else (_slot(expand[0], of_expand), *slots_of(expand[1]))),
             *slots_of(norm2),
-            *((project, "weight"), *slots_of(norm3)),
+            *(_slot(project, of_project), *slots_of(norm3)),
             *((None,) * 4 if gate is None else (*slots_of(gate.reduce), *slots_of(gate.expand))),
-            *((conv, "weight") for conv in convs),
+            *((conv, "weight") for conv in (*convs, *of_expand, *of_project)),
         )
         super().__init__(slots, norms, 3 - len(norms))
 
     def lay_out(self, x: Tensor, parameters: list[Tensor | None], running: list[direct.Running]) -> direct.Laid:
         """See `Prepared`."""
         layers = self.layers
-        own, weights = parameters[:NUM_PARAMETERS], cast("list[Tensor]", parameters[NUM_PARAMETERS:])
+        own, others = parameters[:NUM_PARAMETERS], cast("list[Tensor]", parameters[NUM_PARAMETERS:])
+        in_order = iter(others)
+        weights, *of_both = ([next(in_order) for _ in convs] for convs in (layers.depthwise[0], *self._parts))
+        parts = Parts(*of_both)
+        whole = with_shapes(own, parts)
         first, second, third = (0.0, *(norm.eps for norm in self._norms))[-3:]
         options = Options(
             layers.depthwise[0][0].stride[0],
@@ -148,7 +160,7 @@ class _Prepared(Prepared):
         )
 
         def convolution(weight: int, norm: int) -> tuple[Tensor, Norm]:
-            found = cast("list[Tensor]", own)
+            found = cast("list[Tensor]", whole)
             return found[weight], Norm(found[norm], found[norm + 1], 0.0)
 
         check(
@@ -160,4 +172,9 @@ class _Prepared(Prepared):
             options.activation,
             options.residual,
         )
-        return Block(x.shape, own, weights, options, running, threads())
+        return Block(x.shape, own, weights, parts, options, running, threads())
+
+
+def _slot(conv: nn.Module, parts: Sequence[nn.Conv2d]) -> Slot | None:
+    """Of the weight; None if it is in parts."""
+    return None if parts else (conv, "weight")

@@ -45,6 +45,18 @@ _LARGE_BYTES_TO_KEEP = 16 << 20
 _FEW_CHANNELS = 24
 
 
+class Parts(NamedTuple):
+    """Weights of the 1x1 convolutions whose groups are a tensor each; empty where the weight is one tensor.
+
+    Attributes:
+        expand: [C / G, C_in / G, 1, 1] each.
+        project: [C_out / G, C / G, 1, 1] each.
+    """
+
+    expand: Sequence[Tensor] = ()
+    project: Sequence[Tensor] = ()
+
+
 class Options(NamedTuple):
     """What is not a tensor.
 
@@ -126,9 +138,18 @@ def expands_in_caches(rows: int, in_channels: int, expanded: int, keep: bool) ->
 
 
 def make_block(
-    shape: Sequence[int], parameters: _Parameters, weights: Sequence[Tensor], o: Options, threads: int
+    shape: Sequence[int],
+    parameters: _Parameters,
+    weights: Sequence[Tensor],
+    o: Options,
+    threads: int,
+    parts: Parts | None = None,
 ) -> _core.InvertedResidual:
-    """The block as the core takes it, for x [N, C_in, H, W] of this shape; the parameters must outlive it."""
+    """The block as the core takes it, for x [N, C_in, H, W] of this shape; the parameters must outlive it.
+
+    Of a weight in parts, the one among the parameters has the shape alone.
+    """
+    parts = parts or Parts()
     batch, channels, height, width = shape
     expand, _, _, _, _, project, *_ = parameters
     reduce = parameters[8]
@@ -139,14 +160,15 @@ def make_block(
     in_caches = [expands_in_caches(batch * height * width, channels, expanded, keep) for keep in (False, True)]
     return _core.InvertedResidual(
         (batch, height, width, channels, middle, project.shape[0], o.stride),
-        (at[0], 1 if expand is None else channels // expand.shape[1]),
-        (at[5], middle // project.shape[1]),
+        [] if expand is None else _addresses(parts.expand) or [at[0]],
+        _addresses(parts.project) or [at[5]],
         [(weight.shape[0], weight.shape[-1], weight.data_ptr()) for weight in weights],
         ((at[1], at[2], o.eps[0]), (at[3], at[4], o.eps[1]), (at[6], at[7], o.eps[2])),
         (at[8], at[9], at[10], at[11]),
         0 if reduce is None else reduce.shape[0],
         (ACTIVATIONS[o.activation], ACTIVATIONS[o.gate[0] or "identity"]),
         (o.residual, o.batch_statistics, o.gate[1] == "sigmoid", *in_caches),
+        (1 if expand is None else channels // expand.shape[1], middle // project.shape[1]),
         threads,
     )
 
@@ -202,6 +224,7 @@ def _backward(
         grad_x,
         addresses[:NUM_PARAMETERS],
         addresses[NUM_PARAMETERS:],
+        (),
     )
     return gradients
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from . import inverted_residual_core as core
 from . import memory
 from .direct import Buffers, Laid, Running, update_running
-from .inverted_residual_core import NUM_KEPT, NUM_PARAMETERS, Options
+from .inverted_residual_core import NUM_KEPT, NUM_PARAMETERS, Options, Parts
 from .rows import rows_of
 
 
@@ -19,8 +19,10 @@ class Block(Laid):
 
     Args:
         shape: [N, C_in, H, W] of x.
-        parameters: the twelve of `inverted_residual_core`, float32 and contiguous; used by address.
+        parameters: the twelve of `inverted_residual_core`, float32 and contiguous; used by address. None for a weight
+            that is in parts.
         weights: of the depthwise convolution, the same.
+        parts: the same.
         o: with statistics of the batch.
         running: what is to be updated.
         threads: to run on.
@@ -33,14 +35,20 @@ class Block(Laid):
         shape: Sequence[int],
         parameters: Sequence[Tensor | None],
         weights: Sequence[Tensor],
+        parts: Parts,
         o: Options,
         running: Sequence[Running],
         threads: int,
     ) -> None:
-        super().__init__(shape, [value for value in (*parameters, *weights) if value is not None])
-        self._core = core.make_block(shape, parameters, weights, o, threads)
-        self._options = o
+        super().__init__(
+            shape, [value for value in (*parameters, *weights, *parts.expand, *parts.project) if value is not None]
+        )
         self._present = [i for i, value in enumerate(parameters) if value is not None]
+        self._num_weights = len(weights)
+        self._num_parts = len(parts.expand), len(parts.project)
+        parameters = with_shapes(parameters, parts)
+        self._core = core.make_block(shape, parameters, weights, o, threads, parts)
+        self._options = o
         expand, project, reduce = parameters[0], parameters[5], parameters[8]
         assert project is not None
         n, in_channels, height, width = shape
@@ -80,8 +88,9 @@ class Block(Laid):
         grad, _, grad_stride = rows_of(grad)
         places = self._kept.addresses(kept)
         addresses = [0] * NUM_PARAMETERS
-        for i, address in zip(self._present, gradients, strict=False):  # the depthwise weights are the last ones
+        for i, address in zip(self._present, gradients, strict=False):  # depthwise weights and parts follow
             addresses[i] = address
+        parts = len(self._present) + self._num_weights
         self._core.backward(
             (x.data_ptr(), x.shape[1]),
             places[:3],
@@ -89,7 +98,8 @@ class Block(Laid):
             (grad.data_ptr(), grad_stride),
             grad_x,
             addresses,
-            gradients[len(self._present) :],
+            gradients[len(self._present) : parts],
+            gradients[parts:],
         )
 
     def _backward_watched(
@@ -105,5 +115,26 @@ class Block(Laid):
                 arrays[i] = arrays[i].view(x.shape[0], -1)
         values = iter(parameters)
         own = [next(values) if i in self._present else None for i in range(NUM_PARAMETERS)]
-        found = core.backward(grad, arrays[3:], x, self._options, moments, (*own, *values))
-        return [value for value in found if value is not None]
+        weights = [next(values) for _ in range(self._num_weights)]
+        joined = [(i, [next(values) for _ in range(count)]) for i, count in zip((0, 5), self._num_parts, strict=True)]
+        for i, parts in joined:
+            if parts:
+                own[i] = torch.cat(parts)
+        grad_x, *found = core.backward(grad, arrays[3:], x, self._options, moments, (*own, *weights))
+        apart: list[Tensor] = []
+        for i, parts in joined:
+            whole = found[i]
+            if parts and whole is not None:
+                apart += whole.chunk(len(parts))
+                found[i] = None
+        return [value for value in (grad_x, *found, *apart) if value is not None]
+
+
+def with_shapes(parameters: Sequence[Tensor | None], parts: Parts) -> list[Tensor | None]:
+    """With what stands for weights in parts."""
+    result = list(parameters)
+    for i, of in ((0, parts.expand), (5, parts.project)):
+        if of:
+            out_channels, *rest = of[0].shape
+            result[i] = torch.empty((len(of) * out_channels, *rest), device="meta")
+    return result

@@ -10,12 +10,14 @@ import pytest
 import timm
 import torch
 import torchvision
+from nn_results import Operators, results
 from timm.layers import DropPath
 from timm.models._efficientnet_blocks import InvertedResidual
 from torch import nn
 
 import greedynas_fast as gf
 from greedynas_fast.nn import use_backend
+from greedynas_fast.ops import direct
 
 MODELS: dict[str, tuple[Callable[[], nn.Module], int]] = {
     "efficientnet_b0": (lambda: timm.create_model("efficientnet_b0"), 16),
@@ -110,6 +112,29 @@ def test_mixed_1x1_convolutions(channels: int) -> None:
         results.append([x.detach(), y.detach(), *gradients])
     for mine, exact in zip(results[1], results[0], strict=True):
         torch.testing.assert_close(mine.double(), exact, rtol=0, atol=1e-4 * max(1.0, float(exact.abs().max())))
+
+
+@pytest.mark.parametrize(("channels", "laid_out"), [(24, True), (10, False)])
+def test_mixed_1x1_convolutions_without_operators(channels: int, laid_out: bool, ran: list[direct.Laid]) -> None:
+    """Groups of one size are laid out as they are; the same bits as by the operator, also in the backward pass alone."""
+    torch.manual_seed(0)
+    block = InvertedResidual(channels, channels, exp_ratio=3.0, exp_kernel_size=[1, 1, 1], pw_kernel_size=[1, 1, 1])
+    gf.accelerate(block)
+    x = torch.randn(2, channels, 6, 5).contiguous(memory_format=torch.channels_last)
+    with Operators():
+        expected = results(copy.deepcopy(block), x)
+    copied = copy.deepcopy(block)
+    found = results(block, x)
+    assert len(ran) == laid_out
+    assert all(torch.equal(*pair) for pair in zip(found, expected, strict=True))
+    x.requires_grad_()
+    y = copied(x)
+    with Operators():
+        watched = torch.autograd.grad(
+            (y * torch.linspace(-1, 1, y.numel()).view(y.shape)).sum(), [x, *copied.parameters()]
+        )
+    assert all(torch.equal(*pair) for pair in zip(watched, found[1:], strict=False))
+    assert len(ran) == 2 * laid_out
 
 
 def test_copies_pickles_and_the_way_back() -> None:

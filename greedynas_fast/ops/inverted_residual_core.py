@@ -41,8 +41,8 @@ NUM_KEPT = 7
 # Measured; see `expands_in_caches`.
 _LARGE_BYTES = 8 << 20
 _ROWS_A_CHANNEL = 16
-_LARGE_BYTES_TO_KEEP = 16 << 20
-_FEW_CHANNELS = 24
+_LARGE_BYTES_TO_KEEP = 5 << 20
+_FEW_CHANNELS = 20
 
 
 class Parts(NamedTuple):
@@ -119,7 +119,7 @@ def _as_parameter(grad: Tensor | None, parameter: Tensor | None) -> Tensor | Non
     return None if grad is None or parameter is None else grad.to(parameter.dtype)
 
 
-def expands_in_caches(rows: int, in_channels: int, expanded: int, keep: bool) -> bool:
+def expands_in_caches(rows: int, in_channels: int, expanded: int, groups: int, keep: bool) -> bool:
     """Whether z1 is never in memory (csrc/blocks/expand_depthwise.h).
 
     That is faster where z1 is large, and has so many rows that the covariance is small work beside the convolution.
@@ -129,10 +129,11 @@ def expands_in_caches(rows: int, in_channels: int, expanded: int, keep: bool) ->
         rows: pixels of all images.
         in_channels: of x.
         expanded: channels of z1; 0: nothing is expanded.
+        groups: of the expansion.
         keep: whether there will be a backward pass.
     """
     size = rows * expanded * 4
-    if keep and (size < _LARGE_BYTES_TO_KEEP or in_channels > _FEW_CHANNELS):
+    if keep and (size < _LARGE_BYTES_TO_KEEP or in_channels > _FEW_CHANNELS * groups):
         return False
     return size >= _LARGE_BYTES and rows >= _ROWS_A_CHANNEL * in_channels
 
@@ -156,8 +157,8 @@ def make_block(
     assert project is not None
     middle = sum(weight.shape[0] for weight in weights)
     at = _addresses(parameters)
-    expanded = 0 if expand is None else middle
-    in_caches = [expands_in_caches(batch * height * width, channels, expanded, keep) for keep in (False, True)]
+    expanded, groups = (0, 1) if expand is None else (middle, channels // expand.shape[1])
+    in_caches = [expands_in_caches(batch * height * width, channels, expanded, groups, keep) for keep in (False, True)]
     return _core.InvertedResidual(
         (batch, height, width, channels, middle, project.shape[0], o.stride),
         [] if expand is None else _addresses(parts.expand) or [at[0]],
@@ -168,7 +169,7 @@ def make_block(
         0 if reduce is None else reduce.shape[0],
         (ACTIVATIONS[o.activation], ACTIVATIONS[o.gate[0] or "identity"]),
         (o.residual, o.batch_statistics, o.gate[1] == "sigmoid", *in_caches),
-        (1 if expand is None else channels // expand.shape[1], middle // project.shape[1]),
+        (groups, middle // project.shape[1]),
         threads,
     )
 
@@ -252,8 +253,8 @@ def _outputs(
     found = [] if moments else [x.new_empty((2, c), dtype=torch.float32) for c in norms]
     if not keep:
         return y, found, []
-    expanded = 0 if expand is None else middle
-    in_caches = expands_in_caches(n * height * width, in_channels, expanded, keep)
+    expanded, groups = (0, 1) if expand is None else (middle, in_channels // expand.shape[1])
+    in_caches = expands_in_caches(n * height * width, in_channels, expanded, groups, keep)
     z1 = memory.image(x, (n, expanded, height, width)) if expanded and not in_caches else x.new_empty(0)
     z2, z3 = (memory.image(x, (n, c, out_height, out_width)) for c in (middle, channels))
     hidden = 0 if reduce is None else reduce.shape[0]

@@ -116,7 +116,7 @@ def test_mixed_1x1_convolutions(channels: int) -> None:
 
 @pytest.mark.parametrize(("channels", "laid_out"), [(24, True), (10, False)])
 def test_mixed_1x1_convolutions_without_operators(channels: int, laid_out: bool, ran: list[direct.Laid]) -> None:
-    """Groups of one size are laid out as they are; the same bits as by the operator, also in the backward pass alone."""
+    """Groups of one size are laid out as they are: the same bits as by the operator, also backwards alone."""
     torch.manual_seed(0)
     block = InvertedResidual(channels, channels, exp_ratio=3.0, exp_kernel_size=[1, 1, 1], pw_kernel_size=[1, 1, 1])
     gf.accelerate(block)

@@ -13,18 +13,6 @@
 
 namespace greedynas::blocks {
 
-// Floats of the workspace of `expanded_moments`.
-std::int64_t expanded_moments_floats(const Pointwise& layer);
-
-// Floats of the covariance of the channels of x, [in, in], and their means, [in], one after the other.
-std::int64_t covariance_floats(const Pointwise& layer);
-
-// Mean and biased variance [out] of x weight^T, which is not made, and the covariance that they come of; weight:
-// [out, group_in]. The variance is a quadratic form: its error is some float32 epsilons of the largest variance that a
-// weight of that length could give.
-void expanded_moments(const Pointwise& layer, norm::Input x, const float* weight, float* workspace, float* mean,
-                      float* variance, float* covariance);
-
 struct ExpandDepthwise {
   Pointwise expand;
   norm::Input x;

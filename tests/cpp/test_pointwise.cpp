@@ -7,6 +7,7 @@
 
 #include "blocks/cpu/gemm_block.h"
 #include "blocks/expand_depthwise.h"
+#include "blocks/expanded_statistics.h"
 #include "blocks/pointwise.h"
 #include "check.h"
 #include "floats.h"

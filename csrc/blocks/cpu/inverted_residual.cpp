@@ -5,6 +5,7 @@
 #include "blocks/cpu/gate_products.h"
 #include "blocks/cpu/pointwise_blocks.h"
 #include "blocks/expand_depthwise.h"
+#include "blocks/expanded_statistics.h"
 
 namespace greedynas::blocks {
 namespace {

@@ -46,6 +46,8 @@ inline float* scratch(int which, std::int64_t floats) {
   return mine.data();
 }
 
+inline GemmRows rows_of(norm::Input x) { return {static_cast<const float*>(x.data), x.stride}; }
+
 // Some rows of a tensor that come next, if there are any and they have no gaps.
 inline void add_rows(norm::Input x, std::int64_t row, std::int64_t rows, int channels, GemmAhead& ahead) {
   if (x.data == nullptr || rows <= 0 || x.stride != channels) return;

@@ -79,7 +79,7 @@ std::int64_t fewest_images(const MixconvGeometry& geometry) {
   return (kPixels + pixels - 1) / pixels;
 }
 
-// Channels of a group's blocks but the last one: as many as may be, in blocks of about one size.
+// Channels of a group's blocks but the last one: as many as may be, in blocks of about one size. Not of an empty group.
 std::int64_t block_channels(const MixconvCall& call, const MixconvGeometry& geometry, const MixconvGroup& group,
                             std::int64_t fewest) {
   const std::int64_t few = fewest_images(geometry);
@@ -87,7 +87,7 @@ std::int64_t block_channels(const MixconvCall& call, const MixconvGeometry& geom
   const std::int64_t shared = call.channels() * chunks / kFewTasks;
   const std::int64_t fitting = std::max(kRingFloats / mixconv_channel_floats(geometry, group.kernel), fewest);
   const std::int64_t most = std::clamp<std::int64_t>(std::min(shared, fitting), kPair, kMixconvBlock);
-  const std::int64_t blocks = std::max<std::int64_t>((group.channels + most - 1) / most, 1);  // a group may be empty
+  const std::int64_t blocks = (group.channels + most - 1) / most;
   return std::min<std::int64_t>(((group.channels + blocks - 1) / blocks + kPair - 1) / kPair * kPair, kMixconvBlock);
 }
 
@@ -109,6 +109,7 @@ Plan make_plan(const MixconvCall& call, Blocks order = Blocks::apart) {
     }
     const std::int64_t taps = static_cast<std::int64_t>(group.kernel) * group.kernel;
     const std::int64_t weight_bytes = call.weight_storage == MixconvStorage::bf16 ? 2 : 4;
+    if (group.channels == 0) continue;
     const std::int64_t usual = block_channels(call, plan.geometry, group, kPair);
     usual_blocks += (group.channels + usual - 1) / usual;
     const std::int64_t usual_width = (std::min(usual, group.channels) + kMixconvLine - 1) / kMixconvLine * kMixconvLine;

@@ -122,6 +122,17 @@ def test_each_level(level: str, monkeypatch: pytest.MonkeyPatch) -> None:
     Case((2, 261, 3, 40), (7, 3), torch.float32, 2, "silu", True).check()
 
 
+def test_a_group_without_channels() -> None:
+    """As without the group."""
+    case = Case((2, 4, 5, 6), (3, 5))
+    x, *weights = case.inputs
+    expected = case.run_with_grads(mixconv, case.inputs)
+    nothing = torch.empty(0, 1, 7, 7)
+    y = mixconv(x, [nothing, *weights], (7, 3, 5), 1)
+    assert torch.equal(y, expected[0])
+    assert torch.equal(mixconv(x, [*weights, nothing], (3, 5, 7), 1), y)
+
+
 def test_bf16_weights() -> None:
     for stride in (1, 2):
         Case((2, 37, 9, 12), (3, 5, 7), torch.bfloat16, stride, "relu", True, torch.bfloat16).check()

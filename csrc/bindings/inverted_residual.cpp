@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <array>
+#include <optional>
 #include <tuple>
 #include <utility>
 #include <vector>
@@ -36,15 +37,16 @@ struct Weight {
 // A weight in parts, or its gradient, as the one array that the core wants, for one call.
 class Joined {
  public:
-  Joined(const Weight& weight, std::int64_t floats)
-      : weight_(weight), part_(weight.in_parts() ? floats / weight.groups : 0), memory_(part_ * weight.groups) {}
+  Joined(const Weight& weight, std::int64_t floats) : weight_(weight), part_(floats / weight.groups) {
+    if (weight.in_parts()) memory_.emplace(floats);
+  }
   // The array, or what is given where the weight is not in parts.
-  float* or_else(float* whole) const { return weight_.in_parts() ? memory_.floats() : whole; }
+  float* or_else(float* whole) const { return weight_.in_parts() ? memory_->floats() : whole; }
   const float* filled() const {
     for (std::size_t i = 0; weight_.in_parts() && i < weight_.parts.size(); ++i) {
       std::copy_n(floats(weight_.parts[i]), part_, place(i));
     }
-    return weight_.in_parts() ? memory_.floats() : weight_.whole();
+    return weight_.in_parts() ? memory_->floats() : weight_.whole();
   }
   // Puts the parts where they belong; gives the places after these.
   const Address* spread(const Address* to) const {
@@ -55,11 +57,11 @@ class Joined {
   }
 
  private:
-  float* place(std::size_t i) const { return memory_.floats() + static_cast<std::int64_t>(i) * part_; }
+  float* place(std::size_t i) const { return memory_->floats() + static_cast<std::int64_t>(i) * part_; }
 
   const Weight& weight_;
   std::int64_t part_;
-  cpu::Workspace memory_;
+  std::optional<cpu::Workspace> memory_;  // nothing where the weight is one array
 };
 
 // A block, and its weights that may be in parts.

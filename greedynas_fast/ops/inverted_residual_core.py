@@ -119,23 +119,25 @@ def _as_parameter(grad: Tensor | None, parameter: Tensor | None) -> Tensor | Non
     return None if grad is None or parameter is None else grad.to(parameter.dtype)
 
 
-def expands_in_caches(rows: int, in_channels: int, expanded: int, groups: int, keep: bool) -> bool:
+def expands_in_caches(shape: Sequence[int], expand: Tensor | None, keep: bool) -> bool:
     """Whether z1 is never in memory (csrc/blocks/expand_depthwise.h).
 
     That is faster where z1 is large, and has so many rows that the covariance is small work beside the convolution.
     For a backward pass z1 is made twice, so that it must also take few products.
 
     Args:
-        rows: pixels of all images.
-        in_channels: of x.
-        expanded: channels of z1; 0: nothing is expanded.
-        groups: of the expansion.
+        shape: [N, C_in, H, W] of x.
+        expand: weight [C, C_in / G, 1, 1], or None: nothing is expanded.
         keep: whether there will be a backward pass.
     """
-    size = rows * expanded * 4
-    if keep and (size < _LARGE_BYTES_TO_KEEP or in_channels > _FEW_CHANNELS * groups):
+    if expand is None:
         return False
-    return size >= _LARGE_BYTES and rows >= _ROWS_A_CHANNEL * in_channels
+    batch, in_channels, height, width = shape
+    rows = batch * height * width
+    if keep and expand.shape[1] > _FEW_CHANNELS:
+        return False
+    large = rows * expand.shape[0] * 4 >= (_LARGE_BYTES_TO_KEEP if keep else _LARGE_BYTES)
+    return large and rows >= _ROWS_A_CHANNEL * in_channels
 
 
 def make_block(
@@ -157,8 +159,7 @@ def make_block(
     assert project is not None
     middle = sum(weight.shape[0] for weight in weights)
     at = _addresses(parameters)
-    expanded, groups = (0, 1) if expand is None else (middle, channels // expand.shape[1])
-    in_caches = [expands_in_caches(batch * height * width, channels, expanded, groups, keep) for keep in (False, True)]
+    in_caches = [expands_in_caches(shape, expand, keep) for keep in (False, True)]
     return _core.InvertedResidual(
         (batch, height, width, channels, middle, project.shape[0], o.stride),
         [] if expand is None else _addresses(parts.expand) or [at[0]],
@@ -169,7 +170,7 @@ def make_block(
         0 if reduce is None else reduce.shape[0],
         (ACTIVATIONS[o.activation], ACTIVATIONS[o.gate[0] or "identity"]),
         (o.residual, o.batch_statistics, o.gate[1] == "sigmoid", *in_caches),
-        (groups, middle // project.shape[1]),
+        (1 if expand is None else channels // expand.shape[1], middle // project.shape[1]),
         threads,
     )
 
@@ -253,9 +254,8 @@ def _outputs(
     found = [] if moments else [x.new_empty((2, c), dtype=torch.float32) for c in norms]
     if not keep:
         return y, found, []
-    expanded, groups = (0, 1) if expand is None else (middle, in_channels // expand.shape[1])
-    in_caches = expands_in_caches(n * height * width, in_channels, expanded, groups, keep)
-    z1 = memory.image(x, (n, expanded, height, width)) if expanded and not in_caches else x.new_empty(0)
+    in_caches = expands_in_caches(x.shape, expand, keep)
+    z1 = x.new_empty(0) if expand is None or in_caches else memory.image(x, (n, middle, height, width))
     z2, z3 = (memory.image(x, (n, c, out_height, out_width)) for c in (middle, channels))
     hidden = 0 if reduce is None else reduce.shape[0]
     of_gate = [x.new_empty((n, c) if hidden else 0, dtype=torch.float32) for c in (middle, hidden, middle)]

@@ -54,10 +54,10 @@ class Block(Laid):
         n, in_channels, height, width = shape
         out_height, out_width = (height - 1) // o.stride + 1, (width - 1) // o.stride + 1
         middle, out = sum(weight.shape[0] for weight in weights), project.shape[0]
-        expanded, groups = (0, 1) if expand is None else (middle, in_channels // expand.shape[1])
+        expanded = 0 if expand is None else middle
         hidden = 0 if reduce is None else reduce.shape[0]
         gated = middle if hidden else 0
-        in_caches = core.expands_in_caches(n * height * width, in_channels, expanded, groups, True)
+        in_caches = core.expands_in_caches(shape, expand, True)
         # The moments of the norms, and what the core calls kept.
         self._images = [
             (n, 0 if in_caches else expanded, height, width),

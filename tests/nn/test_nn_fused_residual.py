@@ -51,7 +51,9 @@ def assert_same(found: list[torch.Tensor], expected: list[torch.Tensor]) -> None
 def test_equals_the_operator(
     expansion: int, in_caches: bool, gated: bool, ran: list[direct.Laid], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(inverted_residual_core, "expands_in_caches", lambda *sizes: in_caches and sizes[2] > 0)
+    monkeypatch.setattr(
+        inverted_residual_core, "expands_in_caches", lambda _, expand, keep: in_caches and expand is not None
+    )
     module = make(expansion, gated=gated)
     for x in (X, X, X[:, :, :3].contiguous(memory_format=torch.channels_last), X):
         expected = by_operator(module, x)

@@ -25,7 +25,7 @@ Tensors = dict[str, Any]
 def place(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Blocks are expanded in both ways, however large they are."""
     in_caches = request.param == "z1 in the caches"
-    monkeypatch.setattr(core, "expands_in_caches", lambda *sizes: in_caches and sizes[2] > 0)
+    monkeypatch.setattr(core, "expands_in_caches", lambda _, expand, keep: in_caches and expand is not None)
 
 
 def make(

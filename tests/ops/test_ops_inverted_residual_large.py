@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from greedynas_fast.ops.inverted_residual import Gate, Norm, inverted_residual
+from greedynas_fast.ops.inverted_residual_core import expands_in_caches
 from greedynas_fast.reference.inverted_residual import inverted_residual as reference
 
 # Images, rows and columns, channels, channels of each group: expanded at least 8 MiB. Odd widths, several images
@@ -94,6 +95,20 @@ def test_directions_without_variance() -> None:
     assert variance[:2].max() < 1e-6
     assert mean[:2].abs().max() < 1e-5
     assert variance[2] > 0.5
+
+
+def test_where_blocks_are_expanded_in_the_caches() -> None:
+    """By bytes of the expanded tensor, and with a backward pass by the products that each of its numbers takes."""
+    for size, channels, expand, wanted in (
+        (28, 40, (240, 20), (False, True)),  # 5.7 MiB
+        (28, 40, (240, 40), (False, False)),
+        (56, 32, (192, 32), (True, False)),  # 18.4 MiB
+        (112, 16, (96, 16), (True, True)),
+        (14, 16, (96, 16), (False, False)),  # 0.6 MiB
+    ):
+        weight = torch.empty((*expand, 1, 1), device="meta")
+        assert tuple(expands_in_caches((8, channels, size, size), weight, keep) for keep in (False, True)) == wanted
+    assert not expands_in_caches((8, 16, 112, 112), None, keep=True)
 
 
 def test_threads_do_not_matter(thread_counts: Iterator[int]) -> None:

@@ -14,7 +14,6 @@ using norm::Input;
 using norm::Storage;
 
 constexpr std::int64_t kPixels = 96;  // that are expanded together, or more: products of fewer are slower
-constexpr int kBeyond = 16;           // floats that products may read beyond the last row
 enum Scratch { kRows = 3 };
 
 // Gradients of a chunk of images: of x, where they are added up over the blocks, and of the weight, [in, out] for each
@@ -119,7 +118,7 @@ class ExpandedRows final : public MixconvRows {
     const Pointwise& expand = layer_.expand;
     const std::int64_t pixel = first_pixel(image, begin), pixels = (end - begin) * layer_.depthwise.width;
     const GemmRows x = rows_of(from_row(layer_.x, pixel, Storage::float32));
-    const GemmRows add = GemmRows{static_cast<const float*>(gradients_.add.data), gradients_.add.stride}.from(pixel);
+    const GemmRows add = rows_of(gradients_.add).from(pixel);
     float* const to = gradients_.x + pixel * expand.in;
     const int in = expand.group_in();
     GemmAhead ahead;

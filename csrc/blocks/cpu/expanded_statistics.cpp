@@ -13,7 +13,6 @@ using norm::Input;
 using norm::padded;
 using norm::Storage;
 
-constexpr int kBeyond = 16;  // floats that products may read beyond the last row
 enum Scratch { kCentred = 0 };
 
 std::int64_t square(const Pointwise& layer) { return static_cast<std::int64_t>(layer.in) * layer.in; }

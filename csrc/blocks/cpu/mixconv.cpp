@@ -279,7 +279,9 @@ void run_forward(const MixconvKernel& kernel, const MixconvCall& call, const Mix
 void run_backward(const MixconvKernel& kernel, const MixconvCall& call, const MixconvBackward& backward,
                   const MixconvMaker* maker, void* workspace, int threads) {
   const Plan plan = make_plan(call, maker == nullptr ? Blocks::apart : Blocks::in_turn);
-  const bool want_weights = !call.groups.empty() && call.groups.front().weight_grad != nullptr;
+  // An empty group has no gradient to be written.
+  const bool want_weights = std::any_of(call.groups.begin(), call.groups.end(),
+                                        [](const MixconvGroup& group) { return group.weight_grad != nullptr; });
   float* const pairs = aligned(workspace);
   float* const sums = pairs + plan.pair_floats();
   run_tasks(plan, sums + plan.weight_floats(), threads, [&](std::int64_t b, std::int64_t chunk, MixconvBlock block) {

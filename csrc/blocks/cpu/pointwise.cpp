@@ -17,7 +17,6 @@ using norm::padded;
 using norm::Prologue;
 using norm::Storage;
 
-constexpr int kBeyond = 16;                         // floats that products may read beyond the last row
 constexpr std::int64_t kNearWeights = 65536;        // 256 KB, of an L2 cache
 constexpr std::int64_t kFarWeights = 131072;        // 512 KB: these and their gradients do not stay in an L2 cache
 constexpr std::int64_t kLargeBlockFloats = 262144;  // 1 MB, of both sides
@@ -136,7 +135,7 @@ class Call {
   GemmRows read(std::int64_t row, std::int64_t rows, bool beyond) const {
     const bool plain = input_.prologue == Prologue::none && input_.gates == nullptr;
     const Input x = from_row(input_.x, row, Storage::float32);
-    if (plain && !(beyond && layer_.group_in() % kBeyond != 0)) return {static_cast<const float*>(x.data), x.stride};
+    if (plain && !(beyond && layer_.group_in() % kBeyond != 0)) return rows_of(x);
     float* const a = scratch(0, kMaxBlockRows * layer_.in + kBeyond);
     for_images(row, rows, [&](std::int64_t image, std::int64_t first, std::int64_t count) {
       const norm::SqueezeExcite part = squeeze_layer(input_, layer_.in, count);
@@ -177,7 +176,7 @@ class Call {
   // The gradient of y of some rows.
   GemmRows read(const PointwiseGrad& grad, const norm::Coefficients& c, std::int64_t row, std::int64_t rows) const {
     const Input from = from_row(grad.grad, row, Storage::float32);
-    if (grad.y.data == nullptr) return {static_cast<const float*>(from.data), from.stride};
+    if (grad.y.data == nullptr) return rows_of(from);
     float* const through = scratch(1, kMaxBlockRows * layer_.out + kBeyond);
     const Input y = from_row(grad.y, row, Storage::float32);
     const norm::BnAct plain{{Storage::float32, rows, layer_.out, false}, norm::Activation::identity, false, 1};
@@ -196,7 +195,7 @@ class Call {
     float* const to = grad_x + row * layer_.in;
     const bool through_prologue = input_.prologue != Prologue::none && input_.gates == nullptr;
     float* const grad_a = through_prologue ? scratch(2, kMaxBlockRows * layer_.in) : to;
-    const GemmRows init = GemmRows{static_cast<const float*>(add.data), add.stride}.from(row);
+    const GemmRows init = rows_of(add).from(row);
     multiply(grad, rows, out, in, init, grad_a, ahead);
     const bool turned = turns_weight(layer_, from);
     GemmRows a{};

@@ -11,6 +11,7 @@
 
 namespace greedynas::blocks {
 
+constexpr int kBeyond = 16;                   // floats that products may read beyond the last row
 constexpr std::int64_t kBlockFloats = 32768;  // of the wider side: 128 KB, of an L2 cache
 constexpr std::int64_t kTileRows = 24;        // a multiple of the rows of all tiles
 constexpr std::int64_t kMaxBlockRows = 8 * kTileRows;

@@ -7,7 +7,9 @@
 // Included by one file a level, each compiled for that level alone.
 #pragma once
 
+#include <array>
 #include <type_traits>
+#include <utility>
 
 #include "blocks/cpu/gemm_kernels.h"
 #include "blocks/cpu/mixconv_vec.h"
@@ -46,10 +48,15 @@ struct GemmTile {
   std::int64_t c_stride;
   int lanes;
   GemmAhead* ahead;
+
+  GREEDYNAS_VEC_INLINE GemmTile from(std::int64_t row) const {
+    return {a + row * a_row,    a_row,    a_step, b,    b_step, steps, init.from(row),
+            c + row * c_stride, c_stride, lanes,  ahead};
+  }
 };
 
-// How much there is of a panel's last vector.
-enum class GemmLast { whole, half, part };
+// How much there is of a panel's last vector: all, half, more than half or less.
+enum class GemmLast { whole, half, most, some };
 
 // Half a vector, where a level has it: its type, and lower(V), the lower half of a vector.
 template <class V>
@@ -58,12 +65,23 @@ struct GemmHalf {
   static constexpr bool exists = false;
 };
 
+// A compiler that knew where all rows of a tile are would compute it in advance, for more registers than there are.
+template <class T>
+GREEDYNAS_VEC_INLINE T* gemm_advanced(T* from, std::int64_t by) {
+  from += by;
+  __asm__("" : "+r"(from));
+  return from;
+}
+
 template <class V, int kRows, int kVectors, GemmLast kEnd>
 GREEDYNAS_VEC_INLINE void gemm_tile(const GemmTile& t) {
   constexpr int kLast = kVectors - 1;
-  using Last = std::conditional_t<kEnd == GemmLast::half, typename GemmHalf<V>::type, V>;
+  constexpr bool kLower = kEnd == GemmLast::half || kEnd == GemmLast::some;
+  constexpr bool kMasked = kEnd == GemmLast::most || kEnd == GemmLast::some;
+  using Last = std::conditional_t<kLower, typename GemmHalf<V>::type, V>;
   V sums[kRows][kVectors];  // without those of the last vector
   Last last_sums[kRows];
+  const float* from = t.init.data;
   GREEDYNAS_UNROLL
   for (int m = 0; m < kRows; ++m) {
     if (t.init.data == nullptr) {
@@ -72,14 +90,14 @@ GREEDYNAS_VEC_INLINE void gemm_tile(const GemmTile& t) {
       last_sums[m] = Last::set(0.0F);
       continue;
     }
-    const float* const from = t.init.data + m * t.init.stride;
     GREEDYNAS_UNROLL
     for (int n = 0; n < kLast; ++n) sums[m][n] = V::load(from + n * V::width);
-    if constexpr (kEnd == GemmLast::part) {
-      last_sums[m] = load_first<V>(from + kLast * V::width, t.lanes);
+    if constexpr (kMasked) {
+      last_sums[m] = load_first<Last>(from + kLast * V::width, t.lanes);
     } else {
       last_sums[m] = Last::load(from + kLast * V::width);
     }
+    from = gemm_advanced(from, t.init.stride);
   }
   const float* a = t.a;
   const float* b = t.b;
@@ -88,15 +106,22 @@ GREEDYNAS_VEC_INLINE void gemm_tile(const GemmTile& t) {
     GREEDYNAS_UNROLL
     for (int n = 0; n < kLast; ++n) columns[n] = V::load_to_register(b + n * V::width);
     const Last last_columns = Last::load_to_register(b + kLast * V::width);
+    const float* three_rows = a;
     GREEDYNAS_UNROLL
     for (int m = 0; m < kRows; ++m) {
-      const V value = V::broadcast_to_register(a + m * t.a_row);
-      GREEDYNAS_UNROLL
-      for (int n = 0; n < kLast; ++n) sums[m][n] = fma(value, columns[n], sums[m][n]);
-      if constexpr (kEnd == GemmLast::half) {
-        last_sums[m] = fma(GemmHalf<V>::lower(value), last_columns, last_sums[m]);
+      if (m > 0 && m % 3 == 0) three_rows = gemm_advanced(three_rows, 3 * t.a_row);
+      const float* const value = three_rows + m % 3 * t.a_row;
+      if constexpr (kVectors == 1) {
+        last_sums[m] = fma(Last::broadcast(value), last_columns, last_sums[m]);  // which reads it
       } else {
-        last_sums[m] = fma(value, last_columns, last_sums[m]);
+        const V values = V::broadcast_to_register(value);
+        GREEDYNAS_UNROLL
+        for (int n = 0; n < kLast; ++n) sums[m][n] = fma(values, columns[n], sums[m][n]);
+        if constexpr (kLower) {
+          last_sums[m] = fma(GemmHalf<V>::lower(values), last_columns, last_sums[m]);
+        } else {
+          last_sums[m] = fma(values, last_columns, last_sums[m]);
+        }
       }
     }
     a += t.a_step;
@@ -111,41 +136,52 @@ GREEDYNAS_VEC_INLINE void gemm_tile(const GemmTile& t) {
   for (std::int64_t k = lines; k < t.steps; ++k) step();
   range.next += 64 * lines;
   range.lines -= lines;
+  float* to = t.c;
   GREEDYNAS_UNROLL
   for (int m = 0; m < kRows; ++m) {
-    float* const to = t.c + m * t.c_stride;
     GREEDYNAS_UNROLL
     for (int n = 0; n < kLast; ++n) sums[m][n].store(to + n * V::width);
-    if constexpr (kEnd == GemmLast::part) {
+    if constexpr (kMasked) {
       store_first(to + kLast * V::width, last_sums[m], t.lanes);
     } else {
       last_sums[m].store(to + kLast * V::width);
     }
+    to = gemm_advanced(to, t.c_stride);
   }
 }
 
-// All rows of a panel; the last ones in ever smaller tiles.
+// `tiles` tiles of kRows rows.
 template <class V, int kRows, int kVectors, GemmLast kEnd>
-void gemm_strip(GemmTile t, std::int64_t rows) {
-  for (; rows >= kRows; rows -= kRows) {
+void gemm_strip(GemmTile t, std::int64_t tiles) {
+  for (; tiles > 0; --tiles) {
     gemm_tile<V, kRows, kVectors, kEnd>(t);
-    t.a += kRows * t.a_row;
-    t.c += kRows * t.c_stride;
-    t.init = t.init.from(kRows);
+    t = t.from(kRows);
   }
-  if constexpr (kRows > 1) {
-    if (rows > 0) gemm_strip<V, kRows / 2, kVectors, kEnd>(t, rows);
-  }
+}
+
+// All rows of a panel in as few tiles as they need, whose numbers of rows differ by one at most: multiplications of a
+// tile of few rows wait for each other.
+template <class V, int kVectors, GemmLast kEnd>
+void gemm_rows(const GemmTile& t, std::int64_t rows) {
+  constexpr int kMost = gemm_tile_rows<V, kVectors>();
+  constexpr auto strips = []<int... kIndex>(std::integer_sequence<int, kIndex...>) {
+    return std::array{&gemm_strip<V, kIndex + 1, kVectors, kEnd>...};
+  }(std::make_integer_sequence<int, kMost>());
+  const std::int64_t tiles = (rows + kMost - 1) / kMost;
+  if (tiles == 0) return;
+  const std::int64_t fewer = rows / tiles, larger = rows % tiles;
+  if (larger > 0) strips[static_cast<std::size_t>(fewer)](t, larger);
+  strips[static_cast<std::size_t>(fewer - 1)](t.from(larger * (fewer + 1)), tiles - larger);
 }
 
 template <class V, int kVectors>
 void gemm_panel_rows(const GemmTile& t, std::int64_t rows) {
-  constexpr int kRows = gemm_tile_rows<V, kVectors>();
-  if (t.lanes == V::width) return gemm_strip<V, kRows, kVectors, GemmLast::whole>(t, rows);
+  if (t.lanes == V::width) return gemm_rows<V, kVectors, GemmLast::whole>(t, rows);
   if constexpr (GemmHalf<V>::exists) {
-    if (2 * t.lanes == V::width) return gemm_strip<V, kRows, kVectors, GemmLast::half>(t, rows);
+    if (2 * t.lanes == V::width) return gemm_rows<V, kVectors, GemmLast::half>(t, rows);
+    if (2 * t.lanes < V::width) return gemm_rows<V, kVectors, GemmLast::some>(t, rows);
   }
-  gemm_strip<V, kRows, kVectors, GemmLast::part>(t, rows);
+  gemm_rows<V, kVectors, GemmLast::most>(t, rows);
 }
 
 // body(first column, columns of the panel with those that fill it up, tile function) for each panel.

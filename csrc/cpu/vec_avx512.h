@@ -75,6 +75,13 @@ struct VecAvx512 {
     const __m512i exponent = _mm512_slli_epi32(_mm512_castps_si512(shifted.v), 23);
     return {_mm512_castsi512_ps(_mm512_add_epi32(_mm512_castps_si512(p.v), exponent))};
   }
+  // x, but within +-limit.
+  GREEDYNAS_VEC_INLINE friend VecAvx512 clamped(VecAvx512 x, VecAvx512 limit) {
+    constexpr int kSmallerSize = 0b0010;  // with the sign of x
+    return {_mm512_range_ps(x.v, limit.v, kSmallerSize)};
+  }
+  // x times 2 to the n, which are integers.
+  GREEDYNAS_VEC_INLINE friend VecAvx512 scaled(VecAvx512 x, VecAvx512 n) { return {_mm512_scalef_ps(x.v, n.v)}; }
   // For tables, filter/tanh_table.h: numbers[i] for the lowest 5 bits i of an index, |x| but at most `limit`, and
   // `size` with the sign of x.
   GREEDYNAS_VEC_INLINE friend VecAvx512 look_up(const float (&numbers)[32], VecAvx512 index) {

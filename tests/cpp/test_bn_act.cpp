@@ -201,6 +201,31 @@ void test_kernels() {
   }
 }
 
+// SiLU as exactly as it says, over all that matters of its range, and not-a-number where it must be.
+void test_silu() {
+  constexpr int kChannels = 16;
+  constexpr std::int64_t kRows = 2000;
+  const std::vector<float> zeros(kChannels, 0.0F), ones(kChannels, 1.0F);
+  std::vector<float> z(kRows * kChannels), y(z.size());
+  for (std::size_t i = 0; i < z.size(); ++i)
+    z[i] = 0.006F * (static_cast<float>(i) - 0.5F * static_cast<float>(z.size()));
+  z[0] = NAN;
+  z[1] = INFINITY;
+  const norm::BnAct layer{{Storage::float32, kRows, kChannels, false}, Activation::silu, false, 1};
+  const norm::Coefficients plain{zeros.data(), ones.data(), zeros.data(), zeros.data(), zeros.data()};
+  for (const norm::Kernel* kernel : kernels(kChannels)) {
+    kernel->forward(layer, {z.data(), kChannels}, plain, {nullptr, 0}, y.data());
+    CHECK(std::isnan(y[0]));
+    CHECK(y[1] == INFINITY);
+    for (std::size_t i = 2; i < z.size(); ++i) {
+      const double size = std::abs(static_cast<double>(z[i])), expected = activated(Activation::silu, z[i]);
+      const double bound = (6 + 1.5 * size) * std::pow(2.0, -24) * std::abs(expected);
+      CHECK(size > 86 || std::abs(static_cast<double>(y[i]) - expected) <= bound);
+      CHECK(std::abs(static_cast<double>(y[i]) - expected) <= 2e-7 * (1 + size));
+    }
+  }
+}
+
 // Whole calls over several chunks: the same bits on any number of threads.
 void test_threads() {
   const norm::Shape shape = norm::shape_of(Storage::float32, 5000, 40);
@@ -226,6 +251,7 @@ void test_threads() {
 
 int main() {
   test_kernels();
+  test_silu();
   test_threads();
   std::printf(failed_checks == 0 ? "all checks passed\n" : "%d checks failed\n", failed_checks);
   return failed_checks == 0 ? 0 : 1;

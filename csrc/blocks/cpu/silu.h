@@ -5,23 +5,30 @@
 
 namespace greedynas::blocks {
 
-// The sigmoid of z; not-a-number in z is left to the caller's own use of z. With fewer operations than exp_within,
-// which keeps what an LSTM needs and this does not.
+// x, but within +-limit.
+template <class V>
+GREEDYNAS_INLINE V within(V x, float limit) {
+  if constexpr (requires { clamped(x, x); }) return clamped(x, V::set(limit));
+  return min(max(x, V::set(-limit)), V::set(limit));
+}
+
+// The sigmoid of z; not-a-number in z is left to the caller's own use of z. The error is below 1e-7, and for |z| <= 87
+// below (4 + 1.5 |z|) 2^-24 of it. With fewer operations than exp_within, which keeps what an LSTM needs and this does
+// not; above all with fewer multiplications, for which Zen 4 has the same units as for the division.
 template <class V>
 GREEDYNAS_INLINE V sigmoid(V z) {
-  z = min(max(z, V::set(-87.0F)), V::set(87.0F));
-  // -z log2(e) = n + f with an integer n, and exp(-z) = 2^n 2^f; log2(e) in two parts.
+  // -z log2(e) = n + f with an integer n, and exp(-z) = 2^n 2^f.
+  const V x = within(z, 87.0F) * V::set(-0x1.715476p+0F);
   const V magic = V::set(12582912.0F);  // 1.5 * 2^23: the low bits of a sum hold n
-  const V shifted = fma(z, V::set(-0x1.715476p+0F), magic);
-  const V f = fma(z, V::set(-0x1.4ae0cp-26F), fma(z, V::set(-0x1.715476p+0F), magic - shifted));
-  // (2^f - 1) / f on [-0.5, 0.5], as in exp_within.
-  V p = fma(V::set(0x1.4308fap-13F), f, V::set(0x1.5f07b4p-10F));
-  p = fma(p, f, V::set(0x1.3b2ba0p-7F));
-  p = fma(p, f, V::set(0x1.c6af6ep-5F));
-  p = fma(p, f, V::set(0x1.ebfbdep-3F));
-  p = fma(p, f, V::set(0x1.62e430p-1F));
-  const V one = V::set(1.0F);
-  return one / (times_power_of_two(fma(p, f, one), shifted) + one);
+  const V shifted = x + magic, n = shifted - magic, f = x - n;
+  // (2^f - 1) / f on [-0.5, 0.5]; 2^f differs by less than 9.2e-8 of it.
+  V p = fma(V::set(0x1.5bba14p-10F), f, V::set(0x1.3cea88p-7F));
+  p = fma(p, f, V::set(0x1.c6b752p-5F));
+  p = fma(p, f, V::set(0x1.ebf9bcp-3F));
+  p = fma(p, f, V::set(0x1.62e42ap-1F));
+  const V one = V::set(1.0F), power = fma(p, f, one);
+  if constexpr (requires { scaled(power, n); }) return one / (scaled(power, n) + one);
+  return one / (times_power_of_two(power, shifted) + one);
 }
 
 template <class V>

@@ -306,6 +306,60 @@ void test_kernels_against_the_definition() {
   }
 }
 
+const blocks::MixconvKernel* streaming = nullptr;
+
+void forward_past_caches(const blocks::MixconvForwardTask& task) {
+  blocks::MixconvForwardTask own = task;
+  own.streams = true;
+  streaming->forward(own);
+}
+
+void backward_past_caches(const blocks::MixconvBackwardTask& task) {
+  blocks::MixconvBackwardTask own = task;
+  own.streams = true;
+  streaming->backward(own);
+}
+
+// Results that are written past the caches, wherever a vector is a line of them, are those that are not.
+void check_streams(const blocks::MixconvKernel& kernel, const Setting& setting) {
+  streaming = &kernel;
+  const blocks::MixconvKernel past{"past the caches", &forward_past_caches, &backward_past_caches};
+  std::vector<float> found[2];
+  for (int which = 0; which < 2; ++which) {
+    Trial t(setting);
+    std::vector<char> workspace(blocks::mixconv_workspace_bytes(t.call, 2));
+    std::vector<float> memory(t.y.size() + t.x_grad.size() + 32, -1.0F);  // and a line more
+    float* const line = memory.data() + (64 - reinterpret_cast<std::uintptr_t>(memory.data()) % 64) % 64 / 4;
+    blocks::MixconvTensor y = t.tensor(t.y, t.out_height, t.out_width);
+    blocks::MixconvBackward backward = t.backward();
+    y.data = line;
+    backward.x_grad.data = line + t.y.size();
+    const blocks::MixconvKernel& own = which == 0 ? kernel : past;
+    float* const stats = setting.statistics ? t.stats.data() : nullptr;
+    blocks::mixconv_forward_with(own, t.call, y, stats, {}, workspace.data(), 2);
+    backward.stats_grad = nullptr;
+    blocks::mixconv_backward_with(own, t.call, backward, workspace.data(), 2);
+    found[which].assign(line, line + t.y.size() + t.x_grad.size() + 1);
+    if (setting.statistics) found[which].insert(found[which].begin(), t.stats.begin(), t.stats.end());
+  }
+  CHECK(found[0] == found[1]);
+  CHECK(found[1].back() == -1.0F);
+}
+
+void test_streams() {
+  for (const blocks::MixconvKernel* kernel : kernels()) {
+    for (const int stride : {1, 2}) {
+      for (const int width : {5, 14, 28}) {
+        check_streams(*kernel, {2, 4, width, {{32, 3}, {16, 5}, {48, 7}}, stride, false, MixconvActivation::none});
+        check_streams(*kernel, {2, 4, width, {{20, 3}, {28, 5}}, stride, false, MixconvActivation::relu});
+        check_streams(*kernel, {2, 4, width, {{20, 3}, {15, 5}}, stride, false, MixconvActivation::none});
+        check_streams(*kernel,
+                      {2, 4, width, {{32, 7}}, stride, false, MixconvActivation::none, MixconvActivation::none, false});
+      }
+    }
+  }
+}
+
 // Means far from zero beside small deviations, on one thread and on three: the same bits, and y as without moments.
 void check_moments(const blocks::MixconvKernel& kernel, const Setting& setting) {
   Trial t(setting);
@@ -366,6 +420,7 @@ void test_bad_calls() {
 int main() {
   test_kernels_against_the_definition();
   test_moments();
+  test_streams();
   test_bad_calls();
   return failed_checks == 0 ? 0 : 1;
 }

@@ -27,15 +27,26 @@ constexpr std::int64_t kPixels = 1024;
 constexpr std::int64_t kRingFloats = 14 << 10;
 constexpr std::int64_t kPair = 2 * kMixconvLine;  // channels that the widest vectors take at a time
 
-// Channels of a block whose rings are larger. On Zen 4 pixels in longer pieces are worth more than rings in L1: up to a
-// sixth of the time, measured.
-std::int64_t fewest_channels() {
+bool is_amd() {
 #ifdef GREEDYNAS_X86
   static const bool amd = __builtin_cpu_is("amd");
-  return amd ? 3 * kPair : kPair;
+  return amd;
 #else
-  return kPair;
+  return false;
 #endif
+}
+
+// Channels of a block whose rings are larger. On Zen 4 pixels in longer pieces are worth more than rings in L1: up to a
+// sixth of the time, measured.
+std::int64_t fewest_channels() { return is_amd() ? 3 * kPair : kPair; }
+
+// Whether a result is written past the caches, so that its lines need not enter them first. On Zen 4 that takes up to a
+// third off both passes, and something even together with what reads the result next; elsewhere not then. Smaller ones
+// may still be in an L2 cache when they are read.
+bool streams_into(const MixconvCall& call, std::int64_t pixels) {
+  constexpr std::int64_t kStreamBytes = 3 << 19;
+  const std::int64_t bytes = call.batch * pixels * call.channels() * static_cast<std::int64_t>(sizeof(float));
+  return is_amd() && call.storage == MixconvStorage::float32 && bytes >= kStreamBytes;
 }
 
 // Of a block's rows of y whose moments are taken together, at most, unless one row is more: 256 KB stay in an L2 cache.
@@ -260,6 +271,9 @@ void run_forward(const MixconvKernel& kernel, const MixconvCall& call, const Mix
   const Plan plan = make_plan(call);
   float* const pairs = aligned(workspace);
   float* const pieces = pairs + plan.pair_floats();
+  // Moments are taken from the rows of y.
+  const bool streams =
+      moments.mean == nullptr && streams_into(call, plan.geometry.out_height * plan.geometry.out_width);
   run_tasks(plan, pieces + plan.moments_floats(), threads, [&](std::int64_t b, std::int64_t chunk, MixconvBlock block) {
     block.image_end = std::min(block.image_end, call.batch);
     float* const own = pairs + (chunk * static_cast<std::int64_t>(plan.blocks.size()) + b) * 2 * kMixconvBlock;
@@ -270,7 +284,7 @@ void run_forward(const MixconvKernel& kernel, const MixconvCall& call, const Mix
                      pieces + first + plan.blocks[static_cast<std::size_t>(b)].columns, plan.columns};
     }
     const std::unique_ptr<MixconvRows> rows = rows_for(maker, chunk, block);
-    kernel.forward({&plan.geometry, block, y, stats == nullptr ? nullptr : own, own_moments});
+    kernel.forward({&plan.geometry, block, y, stats == nullptr ? nullptr : own, own_moments, streams});
   });
   if (moments.mean != nullptr) join_pieces(plan, call.batch, pieces, moments);
   if (stats != nullptr) add_pairs(plan, pairs, call.channels(), stats);
@@ -284,6 +298,7 @@ void run_backward(const MixconvKernel& kernel, const MixconvCall& call, const Mi
                                         [](const MixconvGroup& group) { return group.weight_grad != nullptr; });
   float* const pairs = aligned(workspace);
   float* const sums = pairs + plan.pair_floats();
+  const bool streams = streams_into(call, call.height * call.width);
   run_tasks(plan, sums + plan.weight_floats(), threads, [&](std::int64_t b, std::int64_t chunk, MixconvBlock block) {
     block.image_end = std::min(block.image_end, call.batch);
     const std::int64_t task = chunk * static_cast<std::int64_t>(plan.blocks.size()) + b;
@@ -291,7 +306,8 @@ void run_backward(const MixconvKernel& kernel, const MixconvCall& call, const Mi
     const std::unique_ptr<MixconvRows> rows = rows_for(maker, chunk, block);
     kernel.backward({&plan.geometry, block, backward.grad, backward.y, backward.x_grad, backward.stats_grad,
                      call.channels(), want_weights ? sums + chunk * plan.weight_sums + own : nullptr,
-                     backward.norm_grad == nullptr ? nullptr : pairs + task * 2 * kMixconvBlock, backward.gate});
+                     backward.norm_grad == nullptr ? nullptr : pairs + task * 2 * kMixconvBlock, backward.gate,
+                     streams});
   });
   if (backward.norm_grad != nullptr) add_pairs(plan, pairs, call.channels(), backward.norm_grad);
   if (want_weights) add_weight_grads(plan, call, sums, threads);

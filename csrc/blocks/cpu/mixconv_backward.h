@@ -152,7 +152,7 @@ struct MixconvSweep {
     };
     if constexpr (kDirect<kKernel, kStride>) {
       if (geometry.activation == MixconvActivation::none) {
-        return with_direct<V>(geometry.storage, to, out, nullptr,
+        return with_direct<V>(geometry.storage, to, out, nullptr, task.streams && !made,
                               [&](const auto& direct)
                                   __attribute__((always_inline)) { input_grad(image, y, direct, store); });
       }
@@ -220,6 +220,7 @@ void backward_block(const MixconvBackwardTask& task) {
                                                 sums + kTaps * block.width,
                                                 task.weight_grad == nullptr ? nullptr : sums};
   for (std::int64_t image = block.image_begin; image < block.image_end; ++image) sweep.sweep(image, input);
+  end_streams<V>(task.streams);
   if (task.weight_grad != nullptr) spread_sums<V>(sums, block.width, kTaps, task.weight_grad);
 }
 

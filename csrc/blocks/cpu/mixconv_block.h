@@ -160,6 +160,13 @@ struct MixconvMomentsRows {
 template <int kKernel, int kStride>
 inline constexpr bool kDirect = kStride == 1 && kKernel >= 3 && kKernel <= 7;
 
+template <class V>
+GREEDYNAS_VEC_INLINE void end_streams(bool streams) {
+  if constexpr (can_stream<V, float>) {
+    if (streams) V::end_streams();
+  }
+}
+
 template <class V, int kKernel, int kStride>
 void forward_block(const MixconvForwardTask& task) {
   const MixconvGeometry& geometry = *task.geometry;
@@ -204,13 +211,14 @@ void forward_block(const MixconvForwardTask& task) {
             [&](const MixconvTile& tile) { functions.store_results(tile, to, out, task.stats); });
       };
       if constexpr (kDirect<kKernel, kStride>) {
-        with_direct<V>(geometry.storage, to, out, task.stats, results);
+        with_direct<V>(geometry.storage, to, out, task.stats, task.streams, results);
       } else {
         results(MixconvIndirect());
       }
       moments.add(to, image == block.image_end - 1 && y == geometry.out_height - 1);
     }
   }
+  end_streams<V>(task.streams);
 }
 
 }  // namespace greedynas::blocks

@@ -64,6 +64,7 @@ struct MixconvForwardTask {
   MixconvTensor y;
   float* stats;                // [2][kMixconvBlock]
   MixconvMomentsTask moments;  // kernel is nullptr: not wanted
+  bool streams;                // write y past the caches where that can be done
 };
 
 struct MixconvBackwardTask {
@@ -75,6 +76,7 @@ struct MixconvBackwardTask {
   float* weight_grad;       // [kernel * kernel][width]
   float* norm_grad;         // [2][kMixconvBlock]
   MixconvGate gate;         // of the whole tensors
+  bool streams;             // write x_grad past the caches where that can be done
 };
 
 // Padded rows of x and of grad in the workspace, in pixels of a block's width.

@@ -220,6 +220,18 @@ GREEDYNAS_VEC_INLINE void with_lanes(int channels, int vector, const Body& body)
   lanes >= V::width ? body(V::width) : body(lanes);
 }
 
+// Whether a vector can be written past the caches: it is a cache line then.
+template <class V, class E>
+inline constexpr bool can_stream = false;
+template <class V>
+  requires requires(V value, float* line) { value.stream(line); }
+inline constexpr bool can_stream<V, float> = true;
+
+GREEDYNAS_VEC_INLINE bool begins_lines(const float* row, std::int64_t pixel) {
+  constexpr std::uintptr_t kLineBytes = kMixconvLine * sizeof(float);
+  return reinterpret_cast<std::uintptr_t>(row) % kLineBytes == 0 && pixel % kMixconvLine == 0;
+}
+
 // Whole tiles of results straight from registers into a row, for correlate_row.
 template <class V, class E, bool kStats>
 struct MixconvDirect {
@@ -228,9 +240,18 @@ struct MixconvDirect {
   E* to;
   std::int64_t pixel, ahead;
   float* stats;  // [2][kMixconvBlock], if kStats
+  bool streams;  // past the caches; see can_stream
 
   template <int kTile>
   GREEDYNAS_VEC_INLINE void put(const V (&results)[kTile], int vector, std::int64_t j) const {
+    if constexpr (can_stream<V, E>) {
+      if (streams) return put_as<true>(results, vector, j);
+    }
+    put_as<false>(results, vector, j);
+  }
+
+  template <bool kStream, int kTile>
+  GREEDYNAS_VEC_INLINE void put_as(const V (&results)[kTile], int vector, std::int64_t j) const {
     const std::int64_t step = pixel;
     E* p = to + j * step + vector * V::width;
     GREEDYNAS_UNROLL_ALL
@@ -238,9 +259,13 @@ struct MixconvDirect {
       MixconvSums<V> sums;
       GREEDYNAS_UNROLL_ALL
       for (int t = 0; t < kNarrowTile<kTile>; ++t, p += step) {
-        __builtin_prefetch(p + ahead, 1);
         const V value = as_stored(results[first + t], p);
-        store_elements(p, value);
+        if constexpr (kStream) {
+          value.stream(p);
+        } else {
+          __builtin_prefetch(p + ahead, 1);
+          store_elements(p, value);
+        }
         if constexpr (kStats) {
           sums.first[t % 2] = sums.first[t % 2] + value;
           sums.second[t % 2] = fma(value, value, sums.second[t % 2]);
@@ -251,18 +276,20 @@ struct MixconvDirect {
   }
 };
 
-// Calls body(MixconvDirect) with what stores into a row of this kind; stats as for store_results.
+// Calls body(MixconvDirect) with what stores into a row of this kind; stats as for store_results. `streams`: past the
+// caches, if its pixels begin with a line.
 template <class V, class Body>
 GREEDYNAS_VEC_INLINE void with_direct(MixconvStorage storage, void* data, const MixconvRow& row, float* stats,
-                                      const Body& body) {
+                                      bool streams, const Body& body) {
   if (storage == MixconvStorage::float32) {
     float* const to = static_cast<float*>(data);
-    if (stats == nullptr) return body(MixconvDirect<V, float, false>{to, row.pixel, row.ahead, nullptr});
-    return body(MixconvDirect<V, float, true>{to, row.pixel, row.ahead, stats});
+    streams = streams && begins_lines(to, row.pixel);
+    if (stats == nullptr) return body(MixconvDirect<V, float, false>{to, row.pixel, row.ahead, nullptr, streams});
+    return body(MixconvDirect<V, float, true>{to, row.pixel, row.ahead, stats, streams});
   }
   std::uint16_t* const to = static_cast<std::uint16_t*>(data);
-  if (stats == nullptr) return body(MixconvDirect<V, std::uint16_t, false>{to, row.pixel, row.ahead, nullptr});
-  return body(MixconvDirect<V, std::uint16_t, true>{to, row.pixel, row.ahead, stats});
+  if (stats == nullptr) return body(MixconvDirect<V, std::uint16_t, false>{to, row.pixel, row.ahead, nullptr, false});
+  return body(MixconvDirect<V, std::uint16_t, true>{to, row.pixel, row.ahead, stats, false});
 }
 
 // Results into a row of y; stats [2][kMixconvBlock], nullptr: not wanted.

@@ -122,6 +122,13 @@ def test_each_level(level: str, monkeypatch: pytest.MonkeyPatch) -> None:
     Case((2, 261, 3, 40), (7, 3), torch.float32, 2, "silu", True).check()
 
 
+@pytest.mark.parametrize("stats", [False, True])
+def test_large_results(stats: bool) -> None:
+    """So large that some processors write them past the caches; channels of the first two in whole cache lines."""
+    for channels, kernels in ((160, (3, 5)), (96, (7,)), (100, (5,))):
+        Case((8, channels, 24, 28), kernels, stats=stats).check()
+
+
 def test_a_group_without_channels() -> None:
     """As without the group."""
     case = Case((2, 4, 5, 6), (3, 5))

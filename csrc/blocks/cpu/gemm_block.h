@@ -7,7 +7,6 @@
 // Included by one file a level, each compiled for that level alone.
 #pragma once
 
-#include <array>
 #include <type_traits>
 #include <utility>
 
@@ -164,14 +163,15 @@ void gemm_strip(GemmTile t, std::int64_t tiles) {
 template <class V, int kVectors, GemmLast kEnd>
 void gemm_rows(const GemmTile& t, std::int64_t rows) {
   constexpr int kMost = gemm_tile_rows<V, kVectors>();
-  constexpr auto strips = []<int... kIndex>(std::integer_sequence<int, kIndex...>) {
-    return std::array{&gemm_strip<V, kIndex + 1, kVectors, kEnd>...};
-  }(std::make_integer_sequence<int, kMost>());
   const std::int64_t tiles = (rows + kMost - 1) / kMost;
   if (tiles == 0) return;
   const std::int64_t fewer = rows / tiles, larger = rows % tiles;
-  if (larger > 0) strips[static_cast<std::size_t>(fewer)](t, larger);
-  strips[static_cast<std::size_t>(fewer - 1)](t.from(larger * (fewer + 1)), tiles - larger);
+  [&]<int... kIndex>(std::integer_sequence<int, kIndex...>) {
+    using Strip = void(GemmTile, std::int64_t);
+    constexpr Strip* strips[] = {&gemm_strip<V, kIndex + 1, kVectors, kEnd>...};
+    if (larger > 0) strips[fewer](t, larger);
+    strips[fewer - 1](t.from(larger * (fewer + 1)), tiles - larger);
+  }(std::make_integer_sequence<int, kMost>());
 }
 
 template <class V, int kVectors>

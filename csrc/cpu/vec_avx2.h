@@ -27,6 +27,9 @@ struct VecAvx2 {
     return result;
   }
   GREEDYNAS_VEC_INLINE void store(float* p) const { _mm256_storeu_ps(p, v); }
+  // Past the caches, to an aligned address; what follows `end_streams` comes after it for other threads too.
+  GREEDYNAS_VEC_INLINE void stream(float* p) const { _mm256_stream_ps(p, v); }
+  GREEDYNAS_VEC_INLINE static void end_streams() { _mm_sfence(); }
 
   GREEDYNAS_VEC_INLINE friend VecAvx2 operator+(VecAvx2 a, VecAvx2 b) { return {_mm256_add_ps(a.v, b.v)}; }
   GREEDYNAS_VEC_INLINE friend VecAvx2 operator-(VecAvx2 a, VecAvx2 b) { return {_mm256_sub_ps(a.v, b.v)}; }

@@ -32,8 +32,8 @@ struct VecAvx512 {
     return result;
   }
   GREEDYNAS_VEC_INLINE void store(float* p) const { _mm512_storeu_ps(p, v); }
-  // Past the caches, a whole line; what follows `end_streams` comes after it for other threads too.
-  GREEDYNAS_VEC_INLINE void stream(float* line) const { _mm512_stream_ps(line, v); }
+  // Past the caches, to an aligned address; what follows `end_streams` comes after it for other threads too.
+  GREEDYNAS_VEC_INLINE void stream(float* p) const { _mm512_stream_ps(p, v); }
   GREEDYNAS_VEC_INLINE static void end_streams() { _mm_sfence(); }
 
   // The first `count` numbers, at most all; the other lanes are zero.

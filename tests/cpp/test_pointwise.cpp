@@ -55,7 +55,7 @@ void test_products(const blocks::GemmKernel& kernel, std::int64_t rows, int dept
       products.add(c[at], sum, std::sqrt(depth) + 1.0);
     }
   }
-  CHECK(products.within(4e-6));
+  CHECK(products.within(4e-6));  // of up to 300 summands, one after the other
 
   // The sum over rows of a outer x, where x may be read a little beyond its end.
   Floats x = random_floats(rows * columns + 15, 4), sums(static_cast<std::size_t>(depth * columns), 0.5F);

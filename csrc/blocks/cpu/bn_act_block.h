@@ -114,7 +114,7 @@ struct Forward {
       forward_rows<kActivation, kResidual, kStream, V, T, 1>({x[row], x.stride}, {residual[row], residual.stride},
                                                              {y[row], y.stride}, slots, c);
     }
-    if constexpr (kStream) end_of_streams();
+    if constexpr (kStream) V::end_streams();
   }
 };
 
@@ -253,7 +253,7 @@ struct Backward {
       backward_rows<kActivation, kResidual, kStream, V, T, 1>({grad[row], grad.stride}, {x[row], x.stride},
                                                               {residual[row], residual.stride}, slots, c, at_row(row));
     }
-    if constexpr (kStream) end_of_streams();
+    if constexpr (kStream) V::end_streams();
   }
 };
 

@@ -119,36 +119,18 @@ GREEDYNAS_VEC_INLINE void store_as(V v, Bf16* p) {
 // in the caches what will be read again.
 template <class V>
 constexpr bool can_stream() {
-  return false;
+  return requires(V v, float* p) { v.stream(p); };
 }
-template <class V, class T>
-GREEDYNAS_VEC_INLINE void stream_as(V v, T* p) {
-  store_as(v, p);
+template <class V>
+GREEDYNAS_VEC_INLINE void stream_as(V v, float* p) {
+  v.stream(p);
 }
-// Before another thread may read what was written.
-GREEDYNAS_VEC_INLINE void end_of_streams() {
 #ifdef __AVX2__
-  _mm_sfence();
-#endif
-}
-
-#ifdef __AVX2__
-template <>
-constexpr bool can_stream<cpu::VecAvx2>() {
-  return true;
-}
-GREEDYNAS_VEC_INLINE void stream_as(cpu::VecAvx2 v, float* p) { _mm256_stream_ps(p, v.v); }
 GREEDYNAS_VEC_INLINE void stream_as(cpu::VecAvx2 v, Bf16* p) {
   _mm_stream_si128(reinterpret_cast<__m128i*>(p), Bf16Memory<cpu::VecAvx2>::narrowed(v));
 }
 #endif
-
 #ifdef __AVX512F__
-template <>
-constexpr bool can_stream<cpu::VecAvx512<false>>() {
-  return true;
-}
-GREEDYNAS_VEC_INLINE void stream_as(cpu::VecAvx512<false> v, float* p) { _mm512_stream_ps(p, v.v); }
 GREEDYNAS_VEC_INLINE void stream_as(cpu::VecAvx512<false> v, Bf16* p) {
   _mm256_stream_si256(reinterpret_cast<__m256i*>(p), Bf16Memory<cpu::VecAvx512<false>>::narrowed(v));
 }

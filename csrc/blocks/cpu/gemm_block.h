@@ -111,7 +111,8 @@ GREEDYNAS_VEC_INLINE void gemm_tile(const GemmTile& t) {
       if (m > 0 && m % 3 == 0) three_rows = gemm_advanced(three_rows, 3 * t.a_row);
       const float* const value = three_rows + m % 3 * t.a_row;
       if constexpr (kVectors == 1) {
-        last_sums[m] = fma(Last::broadcast(value), last_columns, last_sums[m]);  // which reads it
+        // Read by the multiplication: for one alone, a broadcast into a register takes too long.
+        last_sums[m] = fma(Last::broadcast(value), last_columns, last_sums[m]);
       } else {
         const V values = V::broadcast_to_register(value);
         GREEDYNAS_UNROLL
@@ -165,12 +166,12 @@ void gemm_rows(const GemmTile& t, std::int64_t rows) {
   constexpr int kMost = gemm_tile_rows<V, kVectors>();
   const std::int64_t tiles = (rows + kMost - 1) / kMost;
   if (tiles == 0) return;
-  const std::int64_t fewer = rows / tiles, larger = rows % tiles;
+  const std::int64_t least = rows / tiles, with_one_more = rows % tiles;
   [&]<int... kIndex>(std::integer_sequence<int, kIndex...>) {
     using Strip = void(GemmTile, std::int64_t);
-    constexpr Strip* strips[] = {&gemm_strip<V, kIndex + 1, kVectors, kEnd>...};
-    if (larger > 0) strips[fewer](t, larger);
-    strips[fewer - 1](t.from(larger * (fewer + 1)), tiles - larger);
+    constexpr Strip* strips[] = {&gemm_strip<V, kIndex + 1, kVectors, kEnd>...};  // of tiles of 1, 2, .. rows
+    if (with_one_more > 0) strips[least](t, with_one_more);
+    strips[least - 1](t.from(with_one_more * (least + 1)), tiles - with_one_more);
   }(std::make_integer_sequence<int, kMost>());
 }
 

@@ -220,11 +220,12 @@ GREEDYNAS_VEC_INLINE void with_lanes(int channels, int vector, const Body& body)
   lanes >= V::width ? body(V::width) : body(lanes);
 }
 
-// Whether a vector can be written past the caches: it is a cache line then.
+// Whether results are written past the caches where a task says so: if a vector is a whole line. Parts of lines would
+// leave the processor one by one, for the other parts come later.
 template <class V, class E>
 inline constexpr bool can_stream = false;
 template <class V>
-  requires requires(V value, float* line) { value.stream(line); }
+  requires(V::width == kMixconvLine) && requires(V value, float* line) { value.stream(line); }
 inline constexpr bool can_stream<V, float> = true;
 
 GREEDYNAS_VEC_INLINE bool begins_lines(const float* row, std::int64_t pixel) {
@@ -240,7 +241,7 @@ struct MixconvDirect {
   E* to;
   std::int64_t pixel, ahead;
   float* stats;  // [2][kMixconvBlock], if kStats
-  bool streams;  // past the caches; see can_stream
+  bool streams;  // writes past the caches, to the beginnings of lines
 
   template <int kTile>
   GREEDYNAS_VEC_INLINE void put(const V (&results)[kTile], int vector, std::int64_t j) const {

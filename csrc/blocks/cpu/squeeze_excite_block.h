@@ -126,7 +126,7 @@ struct Excite {
     for (; row < part.rows; ++row) {
       excite_rows<kPrologue, kStream, V, T, 1>(layer, {x[row], x.stride}, slots, gates, {y[row], y.stride});
     }
-    if constexpr (kStream) end_of_streams();
+    if constexpr (kStream) V::end_streams();
   }
 };
 
@@ -209,7 +209,7 @@ struct SqueezeBackward {
       slots.close_gap(c.sums);
       slots.close_gap(c.products);
     }
-    if constexpr (kStream) end_of_streams();
+    if constexpr (kStream) V::end_streams();
   }
 };
 

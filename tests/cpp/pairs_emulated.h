@@ -15,6 +15,16 @@ struct PairsEmulated {
     for (int i = 0; i < V::width; ++i) bits[i] = greedynas::filter::bf16_bits(numbers[i]);
     std::memcpy(words, bits, sizeof bits);
   }
+  static V join(const std::uint16_t* a, const std::uint16_t* b, int count) {
+    std::uint16_t words[V::width][2] = {};
+    for (int i = 0; i < V::width && i < count; ++i) {
+      words[i][0] = a[i];
+      words[i][1] = b[i];
+    }
+    V result;
+    std::memcpy(&result, words, sizeof words);
+    return result;
+  }
   static V multiply_add(V a, V b, V sums) {
     std::uint16_t x[2 * V::width], y[2 * V::width];
     float z[V::width];

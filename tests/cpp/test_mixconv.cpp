@@ -8,11 +8,12 @@
 #include <string>
 #include <vector>
 
-#include "blocks/cpu/mixconv_backward.h"
+#include "blocks/cpu/mixconv_pairs.h"
 #include "blocks/mixconv.h"
 #include "check.h"
 #include "cpu/isa.h"
 #include "cpu/vec_generic.h"
+#include "pairs_emulated.h"
 
 namespace {
 
@@ -21,11 +22,14 @@ namespace cpu = greedynas::cpu;
 using blocks::MixconvActivation;
 using blocks::MixconvStorage;
 
-const blocks::MixconvKernel kWide = blocks::mixconv_kernel_over<cpu::VecGeneric<16>>("wide");
+using Wide = cpu::VecGeneric<16>;
+const blocks::MixconvKernel kWide = blocks::mixconv_kernel_over<Wide>("wide");
+const blocks::MixconvKernel kWidePairs =
+    blocks::mixconv_pair_kernel_over<Wide, PairsEmulated<Wide>, &kWide>("wide pairs");
 
 std::vector<const blocks::MixconvKernel*> kernels() {
-  std::vector<const blocks::MixconvKernel*> result{&blocks::kMixconvPortable, &kWide};
-  for (const cpu::Isa isa : {cpu::Isa::avx2, cpu::Isa::avx512}) {
+  std::vector<const blocks::MixconvKernel*> result{&blocks::kMixconvPortable, &kWide, &kWidePairs};
+  for (const cpu::Isa isa : {cpu::Isa::avx2, cpu::Isa::avx512, cpu::Isa::avx512_bf16}) {
     if (cpu::available(isa)) {
       result.push_back(&blocks::mixconv_kernel_for(isa));
     } else {
@@ -74,7 +78,8 @@ struct Setting {
   bool bf16;
   MixconvActivation activation;
   MixconvActivation gate = MixconvActivation::none;  // after y, none: there is no gate
-  bool statistics = true;                            // their gradients are added
+  bool statistics = true;                            // they are wanted, and their gradients are added
+  bool bf16_weights = false;
 };
 
 double activate(MixconvActivation activation, double z) {
@@ -117,9 +122,9 @@ struct Trial {
     grad.fill(2);
     for (std::size_t g = 0; g < s.groups.size(); ++g) {
       const auto [n, kernel] = s.groups[g];
-      weights.emplace_back(false, static_cast<std::size_t>(n * kernel * kernel));
+      weights.emplace_back(s.bf16_weights, static_cast<std::size_t>(n * kernel * kernel));
       weights.back().fill(static_cast<std::uint32_t>(3 + g));
-      weight_grads.emplace_back(false, weights.back().size());
+      weight_grads.emplace_back(s.bf16_weights, weights.back().size());
     }
     for (std::int64_t c = 0; c < channels; ++c) {
       scale.push_back(1.0F + 0.5F * static_cast<float>(c % 5));
@@ -146,7 +151,7 @@ struct Trial {
 
   static blocks::MixconvCall make_call(const Setting& s) {
     blocks::MixconvCall result{s.bf16 ? MixconvStorage::bf16 : MixconvStorage::float32,
-                               MixconvStorage::float32,
+                               s.bf16_weights ? MixconvStorage::bf16 : MixconvStorage::float32,
                                s.batch,
                                s.height,
                                s.width,
@@ -263,17 +268,20 @@ void check(const blocks::MixconvKernel& kernel, const Setting& setting) {
   Trial t(setting);
   const double tolerance = setting.bf16 ? 0.005 : 1e-5;
   std::vector<char> workspace(blocks::mixconv_workspace_bytes(t.call, 2));
-  blocks::mixconv_forward_with(kernel, t.call, t.tensor(t.y, t.out_height, t.out_width), t.stats.data(), {},
-                               workspace.data(), 2);
+  float* const stats = setting.statistics ? t.stats.data() : nullptr;
+  blocks::mixconv_forward_with(kernel, t.call, t.tensor(t.y, t.out_height, t.out_width), stats, {}, workspace.data(),
+                               2);
   t.define_forward();
   compare("y", kernel.name, t.want_y, tolerance, [&](std::size_t i) { return t.y.get(i); });
-  compare("stats", kernel.name, t.want_stats, 1e-5, [&](std::size_t i) { return static_cast<double>(t.stats[i]); });
+  if (setting.statistics) {
+    compare("stats", kernel.name, t.want_stats, 1e-5, [&](std::size_t i) { return static_cast<double>(t.stats[i]); });
+  }
   const bool norm = setting.activation != MixconvActivation::none;
   blocks::mixconv_backward_with(kernel, t.call, t.backward(), workspace.data(), 2);
   t.define_backward();
   compare("x_grad", kernel.name, t.want_x_grad, tolerance, [&](std::size_t i) { return t.x_grad.get(i); });
   for (std::size_t g = 0; g < t.weights.size(); ++g) {
-    compare("weight_grad", kernel.name, t.want_weight_grads[g], 1e-5,
+    compare("weight_grad", kernel.name, t.want_weight_grads[g], setting.bf16_weights ? 0.005 : 1e-5,
             [&](std::size_t i) { return t.weight_grads[g].get(i); });
   }
   if (norm) {
@@ -301,6 +309,31 @@ void test_kernels_against_the_definition() {
           check(*kernel, {2, 4, width, {{35, 3}, {16, 5}, {17, 7}}, stride, bf16, MixconvActivation::none});
           check(*kernel, {1, 3, width, {{32, 3}}, stride, bf16, MixconvActivation::identity});
         }
+      }
+    }
+  }
+}
+
+// All in bf16, which some levels multiply in pairs of rows: images of an even and an odd number of rows, of fewer rows
+// than a kernel, of one; with and without statistics; parts of blocks and of tiles.
+void test_bf16_weights() {
+  for (const blocks::MixconvKernel* kernel : kernels()) {
+    for (const bool statistics : {true, false}) {
+      for (const int stride : {1, 2}) {
+        Setting setting{2, 6, 9, {{9, 3}, {34, 5}, {5, 7}}, stride, true, MixconvActivation::none};
+        setting.statistics = statistics;
+        setting.bf16_weights = true;
+        check(*kernel, setting);
+        for (const int height : {1, 2, 3, 4, 5, 7, 12, 13}) {
+          setting.height = height;
+          setting.width = 3 * height - 2;
+          setting.groups = {{17, 3}, {33, 5}, {16, 7}, {2, 9}, {3, 11}, {1, 1}};
+          check(*kernel, setting);
+        }
+        setting.activation = MixconvActivation::relu;
+        check(*kernel, setting);
+        setting.gate = MixconvActivation::identity;
+        check(*kernel, setting);
       }
     }
   }
@@ -419,6 +452,7 @@ void test_bad_calls() {
 
 int main() {
   test_kernels_against_the_definition();
+  test_bf16_weights();
   test_moments();
   test_streams();
   test_bad_calls();

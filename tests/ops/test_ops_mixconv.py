@@ -18,7 +18,7 @@ from greedynas_fast.reference.mixconv import mixconv as reference
 ops_mixconv = importlib.import_module("greedynas_fast.ops.mixconv")  # not the function of that name
 
 TOLERANCE = {torch.float32: 2e-5, torch.bfloat16: 1.5e-2}  # of the largest value; 2 ** -8 rounds a bf16 sum
-LEVELS = ("portable", "avx2", "avx512")
+LEVELS = ("portable", "avx2", "avx512", "avx512_bf16")
 
 
 def split(channels: int, groups: int) -> list[int]:
@@ -117,6 +117,9 @@ def test_each_level(level: str, monkeypatch: pytest.MonkeyPatch) -> None:
         Case((1, 35, 8, 15), (9, 11, 1), dtype, stride).check()
         for width in (7, 12, 15):  # 3 x 3 without an activation: whole tiles go straight into the output, the rest not
             Case((2, 37, 3, width), (3,), dtype, stride, None, width == 12).check()
+    # All in bf16, which the last level multiplies in pairs.
+    for stats, kernels in itertools.product((False, True), ((3, 5, 7), (9, 11, 1))):
+        Case((2, 101, 9, 16), kernels, torch.bfloat16, 1, None, stats, torch.bfloat16).check()
     # Several blocks a group, the last one narrower and not a multiple of any vector.
     Case((3, 413, 5, 6), (3,), torch.float32, 1, "hard_swish", True).check()
     Case((2, 261, 3, 40), (7, 3), torch.float32, 2, "silu", True).check()

@@ -107,10 +107,13 @@ extern const MixconvKernel kMixconvPortable;
 #ifdef GREEDYNAS_X86
 extern const MixconvKernel kMixconvAvx2;
 extern const MixconvKernel kMixconvAvx512;
+extern const MixconvKernel kMixconvAvx512Bf16;
 #endif
 
 inline const MixconvKernel& mixconv_kernel_for([[maybe_unused]] cpu::Isa isa) {
 #ifdef GREEDYNAS_X86
+  // Processors with AMX add pairs half as often as single products: there pairs gain nothing.
+  if (isa == cpu::Isa::avx512_bf16) return kMixconvAvx512Bf16;
   if (isa >= cpu::Isa::avx512) return kMixconvAvx512;
   if (isa == cpu::Isa::avx2) return kMixconvAvx2;
 #endif

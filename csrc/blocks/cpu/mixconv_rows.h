@@ -70,8 +70,14 @@ struct MixconvTile {
   std::int64_t first;
 };
 
+// How a vector of a row and one of taps (or of gradients) add to sums: add(row, taps, sums).
+template <class V>
+struct MixconvProducts {
+  GREEDYNAS_VEC_INLINE static V add(V row, V taps, V sums) { return fma(row, taps, sums); }
+};
+
 // sums[t] += sum over i < kCount of row[t * kStride + kFirst + i] * weights[kFirst + i].
-template <class V, int kFirst, int kCount, int kStride, int kTile>
+template <class V, int kFirst, int kCount, int kStride, class Products, int kTile>
 GREEDYNAS_VEC_INLINE void add_taps(const float* row, const float* weights, V (&sums)[kTile]) {
   V taps[kCount];
   GREEDYNAS_UNROLL_ALL
@@ -82,13 +88,13 @@ GREEDYNAS_VEC_INLINE void add_taps(const float* row, const float* weights, V (&s
     GREEDYNAS_UNROLL_ALL
     for (int t = 0; t < kTile; ++t) {
       const int i = p - t * kStride;
-      if (i >= 0 && i < kCount) sums[t] = fma(input, taps[i], sums[t]);
+      if (i >= 0 && i < kCount) sums[t] = Products::add(input, taps[i], sums[t]);
     }
   }
 }
 
 // Results of kTile pixels, from pixel j on, of one vector of channels, into out.put.
-template <class V, int kTaps, int kStride, int kTile, class Out>
+template <class V, int kTaps, int kStride, int kTile, class Products, class Out>
 __attribute__((noinline)) void correlate_tile(const MixconvTaps& taps, int vector, std::int64_t j, const Out& out) {
   taps.fetch.fetch<kTile>(vector, j);
   V sums[kTile];
@@ -100,11 +106,11 @@ __attribute__((noinline)) void correlate_tile(const MixconvTaps& taps, int vecto
     const float* row = taps.rows[y] + offset;
     __asm__("" : "+r"(row));  // one register with displacements: GCC would keep an offset for each pixel
     if constexpr (kTaps <= 7 || kManyRegisters<V>) {
-      add_taps<V, 0, kTaps, kStride>(row, weights, sums);
+      add_taps<V, 0, kTaps, kStride, Products>(row, weights, sums);
     } else {  // two parts, so that the taps of each stay in registers
       constexpr int kHalf = (kTaps + 1) / 2;
-      add_taps<V, 0, kHalf, kStride>(row, weights, sums);
-      add_taps<V, kHalf, kTaps - kHalf, kStride>(row, weights, sums);
+      add_taps<V, 0, kHalf, kStride, Products>(row, weights, sums);
+      add_taps<V, kHalf, kTaps - kHalf, kStride, Products>(row, weights, sums);
     }
   }
   out.put(sums, vector, j);
@@ -143,26 +149,26 @@ struct MixconvIndirect {
   static constexpr bool usable = false, takes_all = false;
 };
 
-template <class V, int kTaps, int kStride, class Out>
+template <class V, int kTaps, int kStride, class Products, class Out>
 GREEDYNAS_VEC_INLINE void correlate_some(int tile, const MixconvTaps& taps, int vector, std::int64_t j,
                                          const Out& out) {
   if constexpr (kManyRegisters<V>) {
-    if (tile == 14) return correlate_tile<V, kTaps, kStride, 14>(taps, vector, j, out);
-    if (tile == 16) return correlate_tile<V, kTaps, kStride, 16>(taps, vector, j, out);
+    if (tile == 14) return correlate_tile<V, kTaps, kStride, 14, Products>(taps, vector, j, out);
+    if (tile == 16) return correlate_tile<V, kTaps, kStride, 16, Products>(taps, vector, j, out);
   }
   if (tile == 4) {
-    correlate_tile<V, kTaps, kStride, 4>(taps, vector, j, out);
+    correlate_tile<V, kTaps, kStride, 4, Products>(taps, vector, j, out);
   } else if (tile == 7) {
-    correlate_tile<V, kTaps, kStride, 7>(taps, vector, j, out);
+    correlate_tile<V, kTaps, kStride, 7, Products>(taps, vector, j, out);
   } else {
-    correlate_tile<V, kTaps, kStride, 8>(taps, vector, j, out);
+    correlate_tile<V, kTaps, kStride, 8, Products>(taps, vector, j, out);
   }
 }
 
 // All results of a row and of a block's channels: result j is the correlation at pixel j * kStride. Where `direct` is
 // usable, whole tiles of whole vectors go to it, or all if it takes all; others to store(MixconvTile), each after the
 // next one's products: a load just after the stores would wait for them.
-template <class V, int kTaps, int kStride, class Direct, class Store>
+template <class V, int kTaps, int kStride, class Products = MixconvProducts<V>, class Direct, class Store>
 GREEDYNAS_VEC_INLINE void correlate_row(const MixconvTaps& taps, int channels, std::int64_t columns,
                                         const Direct& direct, const Store& store) {
   alignas(64) float buffers[2][kWidestTile<V> * V::width];
@@ -186,10 +192,10 @@ GREEDYNAS_VEC_INLINE void correlate_row(const MixconvTaps& taps, int channels, s
       bool stored = false;
       if constexpr (Direct::usable) {
         stored = Direct::takes_all || (count == tile && (vector + 1) * V::width <= channels);
-        if (stored) correlate_some<V, kTaps, kStride>(tile, taps, vector, j, direct);
+        if (stored) correlate_some<V, kTaps, kStride, Products>(tile, taps, vector, j, direct);
       }
       if (!stored) {
-        correlate_some<V, kTaps, kStride>(tile, taps, vector, j, MixconvBuffer<V>{buffers[turn]});
+        correlate_some<V, kTaps, kStride, Products>(tile, taps, vector, j, MixconvBuffer<V>{buffers[turn]});
         store_waiting();
         waiting = {buffers[turn], count, vector, j};
         waiting_narrow = narrow;
@@ -203,7 +209,7 @@ GREEDYNAS_VEC_INLINE void correlate_row(const MixconvTaps& taps, int channels, s
 
 // Gradient of kRows consecutive rows of weights from one row of grad, which is zero beyond its end:
 // sums[r][i] += sum over j < columns of grad[j] * rows[r][j * kStride + i], with rows `offset` floats on.
-template <class V, int kKernel, int kStride, int kRows, int kTile>
+template <class V, int kKernel, int kStride, int kRows, int kTile, class Products>
 __attribute__((noinline)) void weight_grad_rows(const float* grad, const float* const* rows, std::int64_t offset,
                                                 std::int64_t columns, float* sums) {
   V local[kRows][kKernel];
@@ -229,7 +235,7 @@ __attribute__((noinline)) void weight_grad_rows(const float* grad, const float* 
         GREEDYNAS_UNROLL_ALL
         for (int t = 0; t < kTile; ++t) {
           const int i = p - t * kStride;
-          if (i >= 0 && i < kKernel) local[r][i] = fma(input, grads[t], local[r][i]);
+          if (i >= 0 && i < kKernel) local[r][i] = Products::add(input, grads[t], local[r][i]);
         }
       }
     }
@@ -242,7 +248,7 @@ __attribute__((noinline)) void weight_grad_rows(const float* grad, const float* 
 }
 
 // The same for all rows that the image has: at least eight sums at a time keep both multipliers busy.
-template <class V, int kKernel, int kStride>
+template <class V, int kKernel, int kStride, class Products = MixconvProducts<V>>
 GREEDYNAS_VEC_INLINE void weight_grad_row(const float* grad, const float* const* rows, int num_rows,
                                           std::int64_t offset, std::int64_t columns, float* sums) {
   constexpr int kRows = kKernel == 3 ? 3 : kManyRegisters<V> || kKernel == 5 ? 2 : 1;
@@ -251,12 +257,12 @@ GREEDYNAS_VEC_INLINE void weight_grad_row(const float* grad, const float* const*
   constexpr int kTileOfOne = kKernel <= (kManyRegisters<V> ? 24 : 8) ? 7 : 4;
   int row = 0;
   for (; row + kRows <= num_rows; row += kRows) {
-    weight_grad_rows<V, kKernel, kStride, kRows, kTile>(grad, rows + row, offset, columns,
-                                                        sums + row * kKernel * V::width);
+    weight_grad_rows<V, kKernel, kStride, kRows, kTile, Products>(grad, rows + row, offset, columns,
+                                                                  sums + row * kKernel * V::width);
   }
   for (; row < num_rows; ++row) {
-    weight_grad_rows<V, kKernel, kStride, 1, kTileOfOne>(grad, rows + row, offset, columns,
-                                                         sums + row * kKernel * V::width);
+    weight_grad_rows<V, kKernel, kStride, 1, kTileOfOne, Products>(grad, rows + row, offset, columns,
+                                                                   sums + row * kKernel * V::width);
   }
 }
 

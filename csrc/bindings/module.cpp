@@ -42,7 +42,9 @@ PYBIND11_MODULE(_core, m) {
     return false;
   });
   m.def("num_threads", &cpu::num_threads);
-  m.def("use_team", [](std::uintptr_t runner) { cpu::use_team(reinterpret_cast<cpu::TeamRunner>(runner)); });
+  m.def("use_team", [](std::uintptr_t runner, std::uintptr_t number) {
+    cpu::use_team(reinterpret_cast<cpu::TeamRunner>(runner), reinterpret_cast<cpu::TeamNumber>(number));
+  });
   m.def("has_team", &cpu::has_team);
   greedynas::bindings::bind_blocks(m);
   greedynas::bindings::bind_filter(m);

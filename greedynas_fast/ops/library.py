@@ -41,10 +41,13 @@ def _join_torchs_team() -> None:
     try:
         # A symbol of a library is looked for in those that it needs too: in the runtime that torch itself uses.
         runtime = ctypes.CDLL(str(Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"))
-        runner = ctypes.cast(runtime.GOMP_parallel, ctypes.c_void_p).value
+        runner, number = (
+            ctypes.cast(function, ctypes.c_void_p).value
+            for function in (runtime.GOMP_parallel, runtime.omp_get_thread_num)
+        )
     except (OSError, AttributeError):  # another system, or a torch with other threads
         return
-    _core.use_team(runner or 0)
+    _core.use_team(runner or 0, number or 0)
 
 
 _join_torchs_team()

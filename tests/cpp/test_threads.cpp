@@ -212,20 +212,74 @@ void test_the_number_of_threads() {
   unsetenv("GREEDYNAS_NUM_THREADS");
 }
 
+thread_local int own_number = 0;
+
+int number_in_team() { return own_number; }
+
 // A team as OpenMP would make one: of new threads and the caller.
 void run_team(void (*body)(void*), void* data, unsigned threads, unsigned) {
   std::vector<std::thread> others;
-  for (unsigned i = 1; i < threads; ++i) others.emplace_back(body, data);
+  for (unsigned i = 1; i < threads; ++i) {
+    others.emplace_back([=] {
+      own_number = static_cast<int>(i);
+      body(data);
+    });
+  }
   body(data);
   for (std::thread& other : others) other.join();
 }
 
+// Every range once, and no two threads with one number.
+void check_workers(std::int64_t count, int threads, greedynas::cpu::Order order) {
+  std::mutex mutex;
+  std::vector<std::thread::id> of_number(static_cast<std::size_t>(threads));
+  std::vector<int> met(static_cast<std::size_t>(count));
+  greedynas::cpu::team_for(count, 7, threads, order, [&](int worker, std::int64_t begin, std::int64_t end) {
+    const std::lock_guard lock(mutex);
+    CHECK(begin % 7 == 0 && (end == begin + 7 || end == count) && worker >= 0 && worker < threads);
+    std::thread::id& known = of_number[static_cast<std::size_t>(worker)];
+    CHECK(known == std::thread::id() || known == std::this_thread::get_id());
+    known = std::this_thread::get_id();
+    for (std::int64_t i = begin; i < end; ++i) ++met[static_cast<std::size_t>(i)];
+  });
+  CHECK(std::count(met.begin(), met.end(), 1) == count);
+}
+
+// Where no thread is late, each has the ranges of its own share, and goes through them in the order that was asked for.
+void test_shares_of_a_team() {
+  using greedynas::cpu::Order;
+  greedynas::cpu::use_team(&run_team, &number_in_team);
+  for (const Order order : {Order::forwards, Order::backwards}) {
+    std::vector<std::vector<std::int64_t>> found(3);
+    std::atomic<int> begun = 0, done = 0;
+    greedynas::cpu::team_for(13, 1, 3, order, [&](int worker, std::int64_t begin, std::int64_t) {
+      std::vector<std::int64_t>& own = found[static_cast<std::size_t>(worker)];
+      own.push_back(begin);
+      const auto wait_for_all = [](std::atomic<int>& count) {
+        ++count;
+        while (count < 3) std::this_thread::yield();
+      };
+      if (own.size() == 1) wait_for_all(begun);
+      if (own.size() == (worker == 2 ? 5U : 4U)) wait_for_all(done);
+    });
+    if (order == Order::backwards) {
+      for (std::vector<std::int64_t>& own : found) std::reverse(own.begin(), own.end());
+    }
+    CHECK((found[0] == std::vector<std::int64_t>{0, 1, 2, 3}));
+    CHECK((found[1] == std::vector<std::int64_t>{4, 5, 6, 7}));
+    CHECK((found[2] == std::vector<std::int64_t>{8, 9, 10, 11, 12}));
+  }
+  greedynas::cpu::use_team(nullptr, nullptr);
+}
+
 void test_loops_of_a_team() {
   CHECK(!greedynas::cpu::has_team());
-  for (const bool with_team : {false, true}) {
-    if (with_team) greedynas::cpu::use_team(&run_team);
+  for (const int kind : {0, 1, 2}) {  // no team, one whose threads are not numbered, one whose are
+    if (kind > 0) greedynas::cpu::use_team(&run_team, kind == 2 ? &number_in_team : nullptr);
     for (const int threads : {1, 2, 5}) {
       for (const std::int64_t count : {0, 1, 6, 7, 8, 1000}) {
+        check_workers(count, threads, greedynas::cpu::Order::forwards);
+        check_workers(count, threads, greedynas::cpu::Order::backwards);
         std::atomic<std::int64_t> sum = 0;
         greedynas::cpu::team_for(count, 7, threads, [&](std::int64_t begin, std::int64_t end) {
           CHECK(begin < end && end <= count && end - begin <= 7);
@@ -245,13 +299,14 @@ void test_loops_of_a_team() {
     CHECK(thrown);
   }
   CHECK(greedynas::cpu::has_team());
-  greedynas::cpu::use_team(nullptr);
+  greedynas::cpu::use_team(nullptr, nullptr);
 }
 
 }  // namespace
 
 int main() {
   test_loops_of_a_team();
+  test_shares_of_a_team();
   test_every_index_is_met_once_in_ranges_of_a_grain();
   test_no_more_threads_work_than_asked_for();
   test_an_exception_comes_back_when_all_ranges_have_ended();

@@ -64,18 +64,15 @@ void join_moments(std::int64_t parts, int channels, float* mean, float* variance
   }
 }
 
-// A pass goes over the chunks backwards where the pass before it went forwards: what that one read last is in the
-// caches.
-enum class Order { forwards, backwards };
+using cpu::Order;
 
 // body(chunk, first row, shape of the chunk) for every chunk.
 template <class Body>
 void for_chunks(const Shape& shape, int threads, Order order, const Body& body) {
   const std::int64_t rows = chunk_rows(shape);
   const std::int64_t count = chunk_count(shape);
-  cpu::team_for(count, 1, threads, [&](std::int64_t begin, std::int64_t end) {
-    for (std::int64_t step = begin; step < end; ++step) {
-      const std::int64_t chunk = order == Order::forwards ? step : count - 1 - step;
+  cpu::team_for(count, 1, threads, order, [&](int, std::int64_t begin, std::int64_t end) {
+    for (std::int64_t chunk = begin; chunk < end; ++chunk) {
       Shape part = shape;
       part.rows = std::min(rows, shape.rows - chunk * rows);
       body(chunk, chunk * rows, part);

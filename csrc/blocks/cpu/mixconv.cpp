@@ -156,24 +156,19 @@ float* aligned(void* workspace) {
 template <class Body>
 void run_tasks(const Plan& plan, float* workspaces, int threads, const Body& body) {
   const auto blocks = static_cast<std::int64_t>(plan.blocks.size());
-  const std::int64_t together = plan.tasks_together();
-  std::atomic<std::int64_t> next{0};
-  cpu::team_for(plan.slots(threads), 1, threads, [&](std::int64_t begin, std::int64_t end) {
-    for (std::int64_t slot = begin; slot < end; ++slot) {
-      for (std::int64_t first = together * next++; first < plan.tasks(); first = together * next++) {
-        for (std::int64_t task = first; task < first + together; ++task) {
-          const std::int64_t chunk = task / blocks, turn = task % blocks;
-          // Larger kernels usually come last in a list, and the longest tasks should begin first.
-          const std::int64_t index = plan.order == Blocks::in_turn ? turn : blocks - 1 - turn;
-          MixconvBlock block = plan.blocks[static_cast<std::size_t>(index)].block;
-          block.image_begin = chunk * plan.chunk_images;
-          block.image_end = block.image_begin + plan.chunk_images;
-          block.workspace = workspaces + slot * plan.task_floats;
-          body(index, chunk, block);
-        }
-      }
-    }
-  });
+  cpu::team_for(plan.tasks(), plan.tasks_together(), threads, cpu::Order::forwards,
+                [&](int worker, std::int64_t begin, std::int64_t end) {
+                  for (std::int64_t task = begin; task < end; ++task) {
+                    const std::int64_t chunk = task / blocks, turn = task % blocks;
+                    // Larger kernels usually come last in a list, and the longest tasks should begin first.
+                    const std::int64_t index = plan.order == Blocks::in_turn ? turn : blocks - 1 - turn;
+                    MixconvBlock block = plan.blocks[static_cast<std::size_t>(index)].block;
+                    block.image_begin = chunk * plan.chunk_images;
+                    block.image_end = block.image_begin + plan.chunk_images;
+                    block.workspace = workspaces + worker * plan.task_floats;
+                    body(index, chunk, block);
+                  }
+                });
 }
 
 // pairs [chunks][blocks][2][kMixconvBlock] -> out [2, C]

@@ -21,16 +21,17 @@ void for_parts(const SqueezeExcite& layer, Order order, const Body& body) {
   const std::int64_t rows = chunk_rows(layer.image);
   const std::int64_t chunks = chunk_count(layer.image);
   const std::int64_t count = layer.images * chunks;
-  cpu::team_for(count, images_together(layer.image), layer.threads, [&](std::int64_t begin, std::int64_t end) {
-    for (std::int64_t step = begin; step < end; ++step) {
-      const std::int64_t chunk = order == Order::forwards ? step : count - 1 - step;
-      const std::int64_t image = chunk / chunks;
-      const std::int64_t row = chunk % chunks * rows;
-      Shape part = layer.image;
-      part.rows = std::min(rows, layer.image.rows - row);
-      body(image, chunk, image * layer.image.rows + row, part);
-    }
-  });
+  cpu::team_for(count, images_together(layer.image), layer.threads, order,
+                [&](int, std::int64_t begin, std::int64_t end) {
+                  for (std::int64_t step = begin; step < end; ++step) {
+                    const std::int64_t chunk = order == Order::forwards ? step : begin + end - 1 - step;
+                    const std::int64_t image = chunk / chunks;
+                    const std::int64_t row = chunk % chunks * rows;
+                    Shape part = layer.image;
+                    part.rows = std::min(rows, layer.image.rows - row);
+                    body(image, chunk, image * layer.image.rows + row, part);
+                  }
+                });
 }
 
 // sums [images, channels] = the sums of the chunks of each image, times a factor.

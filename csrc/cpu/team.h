@@ -1,7 +1,9 @@
-// Parallel loops on the threads of the program's own OpenMP runtime, for work that alternates with that of torch.
+// Parallel loops for work that alternates with that of torch, on the threads of the program's own OpenMP runtime or on
+// the pool of threads.h.
 //
-// Two pools on the same cores get in each other's way: OpenMP's threads go on spinning for milliseconds after their
-// work, on the cores that the other pool's threads need. A training step has hundreds of such changes.
+// Two pools on the same cores get in each other's way where OpenMP's threads go on spinning for milliseconds after
+// their work, on the cores that the other pool's threads need: a training step has hundreds of such changes. Where they
+// soon sleep, the pool is the better one: its threads are awake when the next loop begins.
 #pragma once
 
 #include <cstdint>

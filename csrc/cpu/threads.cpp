@@ -3,7 +3,9 @@
 #include <pthread.h>
 
 #include <algorithm>
+#include <atomic>
 #include <cerrno>
+#include <chrono>
 #include <condition_variable>
 #include <cstdlib>
 #include <deque>
@@ -42,13 +44,22 @@ class Inside {
 struct Job {
   std::int64_t count, grain;
   const std::function<void(std::int64_t, std::int64_t)>* body;
-  // All guarded by the pool's mutex: a range costs tens of microseconds or more, so the lock is not felt.
+  // All changed under the pool's mutex: a range costs tens of microseconds or more, so the lock is not felt.
   std::int64_t next = 0;
   int helpers_wanted = 0;
-  int at_work = 0;
+  std::atomic<int> at_work{0};
   std::exception_ptr error;
   std::condition_variable done;
 };
+
+// To wake a thread that sleeps takes tens of microseconds, and in the loops of a training step the next one usually
+// follows sooner: so threads look out for it before they sleep. They give way to whatever else wants their core.
+template <class Condition>
+void look_out(const Condition& met) {
+  constexpr std::chrono::microseconds kLongest{200};
+  const auto begin = std::chrono::steady_clock::now();
+  while (!met() && std::chrono::steady_clock::now() - begin < kLongest) std::this_thread::yield();
+}
 
 class Pool {
  public:
@@ -60,9 +71,13 @@ class Pool {
     job.helpers_wanted = static_cast<int>(std::min<std::int64_t>(threads, ranges)) - 1;
     start(job.helpers_wanted);
     jobs_.push_back(&job);
+    ++posted_;
     for (int i = 0; i < job.helpers_wanted; ++i) wake_.notify_one();
     work(job, lock);
     std::erase(jobs_, &job);  // from here on no other thread can join
+    lock.unlock();
+    look_out([&] { return job.at_work == 0; });
+    lock.lock();
     job.done.wait(lock, [&] { return job.at_work == 0; });
   }
 
@@ -79,8 +94,14 @@ class Pool {
   [[noreturn]] void serve() {
     std::unique_lock lock(mutex_);
     for (;;) {
-      Job* job = nullptr;
-      wake_.wait(lock, [&] { return (job = waiting_job()) != nullptr; });
+      Job* job = waiting_job();
+      if (job == nullptr) {
+        const std::uint64_t posted = posted_;
+        lock.unlock();
+        look_out([&] { return posted_ != posted; });
+        lock.lock();
+        wake_.wait(lock, [&] { return (job = waiting_job()) != nullptr; });
+      }
       --job->helpers_wanted;
       work(*job, lock);
     }
@@ -119,6 +140,7 @@ class Pool {
   std::mutex mutex_;
   std::condition_variable wake_;
   std::deque<Job*> jobs_;
+  std::atomic<std::uint64_t> posted_{0};  // jobs so far
   int workers_ = 0;
 };
 

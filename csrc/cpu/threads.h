@@ -1,4 +1,5 @@
-// A bounded pool of threads that sleep when there is nothing to do.
+// A bounded pool of threads that sleep when there is nothing to do, after they have looked out for more for 200
+// microseconds in which they give way to others.
 //
 // Callers work too: a call with T threads uses at most T - 1 of the pool. Several callers may be at work at once; they
 // share the pool. After a fork the child starts with an empty pool; one that was forked inside a body may use it, but

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -13,6 +14,7 @@ from greedynas_fast import _core
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
+_FEW_SPINS = 10_000  # of OpenMP's: a fraction of a millisecond
 _LIBRARY = torch.library.Library("greedynas", "DEF")  # type: ignore[no-untyped-call]
 
 
@@ -33,6 +35,14 @@ def fake(name: str) -> Callable[[_Function], _Function]:
     return decorator
 
 
+def _openmp_spins() -> bool:
+    """Whether torch's OpenMP threads spin for long when they have nothing to do: by default they do."""
+    try:
+        return int(os.environ["GOMP_SPINCOUNT"]) > _FEW_SPINS
+    except (KeyError, ValueError):
+        return os.environ.get("OMP_WAIT_POLICY", "").strip().lower() != "passive"
+
+
 def _join_torchs_team() -> None:
     """Let operations run on the threads of torch's OpenMP runtime; without one they have threads of their own.
 
@@ -50,4 +60,5 @@ def _join_torchs_team() -> None:
     _core.use_team(runner or 0, number or 0)
 
 
-_join_torchs_team()
+if _openmp_spins():
+    _join_torchs_team()

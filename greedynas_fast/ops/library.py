@@ -37,10 +37,13 @@ def fake(name: str) -> Callable[[_Function], _Function]:
 
 def _openmp_spins() -> bool:
     """Whether torch's OpenMP threads spin for long when they have nothing to do: by default they do."""
-    try:
-        return int(os.environ["GOMP_SPINCOUNT"]) > _FEW_SPINS
-    except (KeyError, ValueError):
+    count = os.environ.get("GOMP_SPINCOUNT")
+    if count is None:
         return os.environ.get("OMP_WAIT_POLICY", "").strip().lower() != "passive"
+    try:
+        return int(count) > _FEW_SPINS
+    except ValueError:  # "1M", "INFINITE"
+        return True
 
 
 def _join_torchs_team() -> None:

@@ -39,4 +39,5 @@ def test_torchs_threads_are_used_where_they_spin() -> None:
     assert run(OMP_WAIT_POLICY="passive") == ["False", digest]
     assert run(OMP_WAIT_POLICY="passive", GOMP_SPINCOUNT="1000") == ["False", digest]
     assert run(OMP_WAIT_POLICY="Passive", GOMP_SPINCOUNT="300000") == ["True", digest]
+    assert run(OMP_WAIT_POLICY="passive", GOMP_SPINCOUNT="infinite") == ["True", digest]
     assert run(OMP_WAIT_POLICY="active") == ["True", digest]

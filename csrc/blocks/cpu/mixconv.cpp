@@ -2,7 +2,6 @@
 #include "blocks/mixconv.h"
 
 #include <algorithm>
-#include <atomic>
 #include <stdexcept>
 #include <string>
 

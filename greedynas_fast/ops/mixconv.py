@@ -60,8 +60,8 @@ def mixconv(
 
     Differentiable once, in x, the weights, scale and shift, also through the statistics. Sums are float32. The
     gradients of one call come from a single sweep over x and the gradient of y, in which x is activated anew.
-    All in bf16, without `norm_act` and at stride 1, the CPU level `avx512_bf16` multiplies pairs of rows: subnormal numbers
-    then count as zero, and a number that is not finite may reach results one row further than the kernel does.
+    All in bf16, without `norm_act` and at stride 1, the CPU level `avx512_bf16` multiplies pairs of rows: subnormal
+    numbers then count as zero, and one that is not finite may reach results a row further than the kernel does.
 
     Args:
         x: [N, C, H, W]; channels-last memory (slices of channels included) is used as it is, other layouts are copied.

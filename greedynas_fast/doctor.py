@@ -178,7 +178,7 @@ def _blocks(core: dict[str, Any]) -> dict[str, str]:
     if core["error"]:
         return {"cpu": plain, "cuda": plain}
     try:
-        importlib.import_module("greedynas_fast.ops.library")  # joins torch's threads, where that is possible
+        importlib.import_module("greedynas_fast.ops.library")  # joins torch's threads, where they spin
         team = "torch's threads" if importlib.import_module("greedynas_fast._core").has_team() else "threads of its own"
     except (ImportError, OSError, RuntimeError):
         return {"cpu": plain, "cuda": plain}

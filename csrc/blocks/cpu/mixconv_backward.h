@@ -226,38 +226,14 @@ void backward_block(const MixconvBackwardTask& task) {
 
 template <class V, int kStride>
 void forward_of(const MixconvForwardTask& task) {
-  switch (task.block.kernel) {
-    case 1:
-      return forward_block<V, 1, kStride>(task);
-    case 3:
-      return forward_block<V, 3, kStride>(task);
-    case 5:
-      return forward_block<V, 5, kStride>(task);
-    case 7:
-      return forward_block<V, 7, kStride>(task);
-    case 9:
-      return forward_block<V, 9, kStride>(task);
-    default:
-      return forward_block<V, 11, kStride>(task);
-  }
+  with_kernel(task.block.kernel,
+              [&](auto is) __attribute__((always_inline)) { forward_block<V, decltype(is)::value, kStride>(task); });
 }
 
 template <class V, int kStride>
 void backward_of(const MixconvBackwardTask& task) {
-  switch (task.block.kernel) {
-    case 1:
-      return backward_block<V, 1, kStride>(task);
-    case 3:
-      return backward_block<V, 3, kStride>(task);
-    case 5:
-      return backward_block<V, 5, kStride>(task);
-    case 7:
-      return backward_block<V, 7, kStride>(task);
-    case 9:
-      return backward_block<V, 9, kStride>(task);
-    default:
-      return backward_block<V, 11, kStride>(task);
-  }
+  with_kernel(task.block.kernel,
+              [&](auto is) __attribute__((always_inline)) { backward_block<V, decltype(is)::value, kStride>(task); });
 }
 
 template <class V>

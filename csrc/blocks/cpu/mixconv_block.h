@@ -58,6 +58,30 @@ GREEDYNAS_VEC_INLINE MixconvRow row_of(const MixconvTensor& tensor, std::int64_t
   return {tensor.pixel, pixels, plane, channels, careful, fetched ? 0 : tensor.row};
 }
 
+template <int kKernel>
+struct MixconvKernelIs {
+  static constexpr int value = kKernel;
+};
+
+// body(MixconvKernelIs)
+template <class Body>
+GREEDYNAS_VEC_INLINE void with_kernel(int kernel, const Body& body) {
+  switch (kernel) {
+    case 1:
+      return body(MixconvKernelIs<1>());
+    case 3:
+      return body(MixconvKernelIs<3>());
+    case 5:
+      return body(MixconvKernelIs<5>());
+    case 7:
+      return body(MixconvKernelIs<7>());
+    case 9:
+      return body(MixconvKernelIs<9>());
+    default:
+      return body(MixconvKernelIs<11>());
+  }
+}
+
 // A ring of padded rows in the workspace: row i is in slot i % kSlots, its first pixel after `pad` zeros.
 template <int kSlots>
 struct MixconvRing {

@@ -196,6 +196,7 @@ void backward_pairs(const MixconvBackwardTask& task) {
   constexpr int kPad = kKernel / 2, kPairs = kMixconvPairs<kKernel>, kTaps = kKernel * kKernel;
   const MixconvRing<kKernel> input_ring{block.workspace, mixconv_input_columns(geometry, kKernel), kPad, block.width};
   const MixconvRing<kPairs> grad_ring{input_ring.end(), mixconv_grad_columns(geometry, kKernel), kKernel, block.width};
+  // The weights are in there twice, for which a ring of half as many rows leaves room in mixconv_channel_floats.
   float* const weights = grad_ring.end();
   float* const sums = weights + 2 * kPairs * kKernel * block.width;
   input_ring.clear();
@@ -240,7 +241,7 @@ void backward_pairs(const MixconvBackwardTask& task) {
   if (wants_weight_grad) spread_sums<V>(sums, block.width, kTaps, task.weight_grad);
 }
 
-// Whether there are products of pairs for a task and its kernel pays for their making.
+// Whether pairs of rows are for such a task. Of a kernel of one tap each would be half empty.
 GREEDYNAS_VEC_INLINE bool has_pairs(const MixconvGeometry& geometry, const MixconvBlock& block) {
   return geometry.storage == MixconvStorage::bf16 && geometry.weight_storage == MixconvStorage::bf16 &&
          geometry.stride == 1 && geometry.activation == MixconvActivation::none && block.rows == nullptr &&
@@ -250,36 +251,16 @@ GREEDYNAS_VEC_INLINE bool has_pairs(const MixconvGeometry& geometry, const Mixco
 template <class V, class Pairs, const MixconvKernel* kOther>
 void forward_pairs_any(const MixconvForwardTask& task) {
   if (!has_pairs(*task.geometry, task.block) || task.moments.kernel != nullptr) return kOther->forward(task);
-  switch (task.block.kernel) {
-    case 3:
-      return forward_pairs<V, Pairs, 3>(task);
-    case 5:
-      return forward_pairs<V, Pairs, 5>(task);
-    case 7:
-      return forward_pairs<V, Pairs, 7>(task);
-    case 9:
-      return forward_pairs<V, Pairs, 9>(task);
-    default:
-      return forward_pairs<V, Pairs, 11>(task);
-  }
+  with_kernel(task.block.kernel,
+              [&](auto is) __attribute__((always_inline)) { forward_pairs<V, Pairs, decltype(is)::value>(task); });
 }
 
 template <class V, class Pairs, const MixconvKernel* kOther>
 void backward_pairs_any(const MixconvBackwardTask& task) {
   const bool plain = task.stats_grad == nullptr && task.gate.activation == MixconvActivation::none;
   if (!has_pairs(*task.geometry, task.block) || !plain) return kOther->backward(task);
-  switch (task.block.kernel) {
-    case 3:
-      return backward_pairs<V, Pairs, 3>(task);
-    case 5:
-      return backward_pairs<V, Pairs, 5>(task);
-    case 7:
-      return backward_pairs<V, Pairs, 7>(task);
-    case 9:
-      return backward_pairs<V, Pairs, 9>(task);
-    default:
-      return backward_pairs<V, Pairs, 11>(task);
-  }
+  with_kernel(task.block.kernel,
+              [&](auto is) __attribute__((always_inline)) { backward_pairs<V, Pairs, decltype(is)::value>(task); });
 }
 
 // `kOther` takes the tasks for which there are no products of pairs. See cpu/pairs_avx512.h for `Pairs`.

@@ -9,6 +9,7 @@ import math
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -96,15 +97,17 @@ def crop_and_flip(images: Tensor, augment: Augment, generator: torch.Generator) 
         mirrored = torch.rand(count, generator=generator) < 0.5
     if augment.crop == "random_resized":
         return _random_resized(images, augment.min_area, mirrored, generator)
-    rows = torch.arange(height).expand(count, height)
-    columns = torch.arange(width).expand(count, width)
-    columns = torch.where(mirrored[:, None], width - 1 - columns, columns)
-    if augment.crop == "pad" and augment.pad > 0:
-        pad = augment.pad
-        shifts = torch.randint(0, 2 * pad + 1, (2, count, 1), generator=generator)
-        rows, columns = rows + shifts[0], columns + shifts[1]
-        images = torch.nn.functional.pad(images, (0, 0, pad, pad, pad, pad))
-    return images[torch.arange(count)[:, None, None], rows[:, :, None], columns[:, None, :]]
+    pad = augment.pad if augment.crop == "pad" else 0
+    top = left = [0] * count
+    if pad > 0:
+        top, left = torch.randint(0, 2 * pad + 1, (2, count), generator=generator).tolist()
+    padded = torch.nn.functional.pad(images, (0, 0, pad, pad, pad, pad)).numpy()
+    # One image after the other: rows are copied, where an index of the whole batch would gather value by value.
+    cut = np.empty(images.shape, dtype=np.uint8)
+    for i, (row, column, mirror) in enumerate(zip(top, left, mirrored.tolist(), strict=True)):
+        window = padded[i, row : row + height, column : column + width]
+        cut[i] = window[:, ::-1] if mirror else window
+    return torch.from_numpy(cut)
 
 
 def normalise(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:

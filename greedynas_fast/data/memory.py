@@ -42,7 +42,7 @@ class MemoryImages:
 
     def take(self, indices: Positions) -> Tensor:
         """Images uint8 [B, H, W, C]."""
-        images = _resize(self._images[torch.from_numpy(indices)], self._resolution)
+        images = _resize(self._images.index_select(0, torch.from_numpy(indices)), self._resolution)
         return images.expand(-1, -1, -1, self._in_channels)
 
 

@@ -93,6 +93,8 @@ class BankSGD:
             return rows
         if not len(path):
             raise InputError("path: expected at least one path, got none")
+        if len(path) == 1:
+            return self.blocks(path[0])
         used = np.zeros(self._table.shape[:2], dtype=np.bool_)
         for row in path:
             used[self._rows, np.array((0, *choices(row)))] = True

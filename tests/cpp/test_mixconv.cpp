@@ -6,6 +6,7 @@
 #include <limits>
 #include <stdexcept>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "blocks/cpu/mixconv_pairs.h"
@@ -28,7 +29,10 @@ const blocks::MixconvKernel kWidePairs =
     blocks::mixconv_pair_kernel_over<Wide, PairsEmulated<Wide>, &kWide>("wide pairs");
 
 std::vector<const blocks::MixconvKernel*> kernels() {
-  std::vector<const blocks::MixconvKernel*> result{&blocks::kMixconvPortable, &kWide, &kWidePairs};
+  std::vector<const blocks::MixconvKernel*> result{&blocks::kMixconvPortable};
+#ifndef __SANITIZE_THREAD__  // what threads write is the same for all vectors, and the stand-ins would take minutes
+  result.insert(result.end(), {&kWide, &kWidePairs});
+#endif
   for (const cpu::Isa isa : {cpu::Isa::avx2, cpu::Isa::avx512, cpu::Isa::avx512_bf16}) {
     if (cpu::available(isa)) {
       result.push_back(&blocks::mixconv_kernel_for(isa));
@@ -324,10 +328,11 @@ void test_bf16_weights() {
         setting.statistics = statistics;
         setting.bf16_weights = true;
         check(*kernel, setting);
-        for (const int height : {1, 2, 3, 4, 5, 7, 12, 13}) {
+        setting.groups = {{17, 3}, {33, 5}, {16, 7}, {2, 9}, {3, 11}, {1, 1}};
+        for (const auto& [height, width] :
+             {std::pair(1, 1), {2, 5}, {3, 8}, {12, 6}, {13, 2}, {5, 13}, {7, 19}, {4, 31}}) {
           setting.height = height;
-          setting.width = 3 * height - 2;
-          setting.groups = {{17, 3}, {33, 5}, {16, 7}, {2, 9}, {3, 11}, {1, 1}};
+          setting.width = width;
           check(*kernel, setting);
         }
         setting.activation = MixconvActivation::relu;

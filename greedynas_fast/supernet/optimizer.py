@@ -93,7 +93,7 @@ class BankSGD:
             return rows
         if not len(path):
             raise InputError("path: expected at least one path, got none")
-        if len(path) == 1:
+        if len(path) == 1:  # a step of most samplers: rows of the table, without a mask of it
             return self.blocks(path[0])
         used = np.zeros(self._table.shape[:2], dtype=np.bool_)
         for row in path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import islice
 
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +16,9 @@ from greedynas_fast.data.splits import Job, Labels, Positions, Split
 
 # A set that takes more when brought to its resolution is kept as it is, and brought there batch by batch.
 _MAX_PREPARED_BYTES = 1 << 30
+
+# Batches that are made at a time.
+_MAX_AHEAD, _MAX_AHEAD_BYTES = 8, 4 << 20
 
 
 class MemoryImages:
@@ -69,13 +73,20 @@ class MemorySplit(Split):
         return [str(index) for index in self._indices]
 
     def _load(self, jobs: Iterator[Job]) -> Iterator[tuple[Tensor, Tensor]]:
-        for job in jobs:
-            if job.augment is None:
-                images = self._images.take(self._indices[job.mine])
-                batch = normalise(images, self._images.mean, self._images.std)
-            else:
-                batch = self._augmented(job, job.augment)
-            yield batch.permute(0, 3, 1, 2), torch.from_numpy(self._labels[job.mine])
+        ahead = 1
+        while batches := [self._batch(job) for job in islice(jobs, ahead)]:
+            yield from batches
+            # Several small ones at a time: made between two training steps, one takes three times as long, for all
+            # that it needs has left the caches.
+            ahead = max(1, min(_MAX_AHEAD, _MAX_AHEAD_BYTES // max(1, batches[0][0].nbytes)))
+
+    def _batch(self, job: Job) -> tuple[Tensor, Tensor]:
+        if job.augment is None:
+            images = self._images.take(self._indices[job.mine])
+            batch = normalise(images, self._images.mean, self._images.std)
+        else:
+            batch = self._augmented(job, job.augment)
+        return batch.permute(0, 3, 1, 2), torch.from_numpy(self._labels[job.mine])
 
     def _augmented(self, job: Job, augment: Augment) -> Tensor:
         # Crops and boxes are drawn for the whole batch at once, so all of it is cropped; the dear rest is done for the

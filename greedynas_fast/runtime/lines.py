@@ -95,14 +95,13 @@ def append_bytes(file: BinaryIO, path: Path, data: bytes) -> None:
     Raises:
         InputError: the disk is full or read-only.
     """
-    size = os.fstat(file.fileno()).st_size
     rest = memoryview(data)
     try:
         while rest:
             rest = rest[file.write(rest) :]
     except OSError as error:
         with suppress(OSError):
-            file.truncate(size)
+            file.truncate(os.fstat(file.fileno()).st_size - (len(data) - len(rest)))
         raise explain_write_error(error, path, num_bytes=len(data)) from error
 
 

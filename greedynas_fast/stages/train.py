@@ -30,6 +30,7 @@ from greedynas_fast.runtime import (
     seed_for,
     write_json,
 )
+from greedynas_fast.spaces.pathtext import digits_text
 from greedynas_fast.stages.algorithm1 import Algorithm1
 from greedynas_fast.stages.context import Reporter, StageContext, open_run
 from greedynas_fast.stages.filter_update import FilterUpdate, Poll
@@ -276,7 +277,7 @@ class _Training:
                 result = algorithm.train_step(images, labels, stop=stop)
             except InputError as error:
                 raise self.context.world.same_error(f"{error} {self._last_checkpoint()}") from None
-            path_log.append(self.context.space.format(path, "digits") for path in paths)
+            path_log.append(map(digits_text, paths.tolist()))
             self.window.add(result.loss, result.correct, result.images)
             self._after_step(metrics, path_log, progress)
             self.profile_step()

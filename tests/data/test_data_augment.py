@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 import pytest
 import torch
@@ -185,3 +187,30 @@ def test_large_sets_are_resized_batch_by_batch(monkeypatch: pytest.MonkeyPatch) 
 def test_bad_options(options: dict[str, object], words: str) -> None:
     with pytest.raises(InputError, match=words):
         Augment(**options)  # type: ignore[arg-type]
+
+
+def test_batches_made_ahead_are_those_made_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 8, 8), dtype=np.uint8)
+    held = MemoryImages(pixels, resolution=8, in_channels=1, mean=0.0, std=1.0)
+    split = MemorySplit(held, np.arange(40) % 4, np.arange(40))
+    taken: list[int] = []
+    take = held.take
+    monkeypatch.setattr(held, "take", lambda indices: taken.append(len(indices)) or take(indices))
+
+    def batches(num_steps: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        return split.batches(4, start_step=3, num_steps=num_steps, seed=1, augment=Augment())
+
+    several = list(batches(21))
+    assert len(taken) == 21
+    for limit, made_at_first in ((1, 2), (3 * 4 * 8 * 8 * 4, 4), (1 << 30, 9)):
+        monkeypatch.setattr("greedynas_fast.data.memory._MAX_AHEAD_BYTES", limit)
+        some = batches(21)
+        taken.clear()
+        for pair in zip(next(some), several[0], strict=True):
+            assert torch.equal(*pair)
+        assert len(taken) == 1  # training begins with the first one
+        first = next(some)
+        assert len(taken) == made_at_first
+        for found, expected in zip([first, *some], several[1:], strict=True):
+            assert all(torch.equal(*pair) for pair in zip(found, expected, strict=True))
+    assert list(batches(0)) == []

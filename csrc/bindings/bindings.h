@@ -25,6 +25,9 @@ Layer with_input(Layer layer, Place x) {
 }
 
 void bind_blocks(pybind11::module_& m);
+void bind_chain(pybind11::module_& m);  // after the layers that it joins
+void bind_classifier_loss(pybind11::module_& m);
+void bind_conv_norm_act(pybind11::module_& m);
 void bind_filter(pybind11::module_& m);
 void bind_inverted_residual(pybind11::module_& m);
 void bind_memory(pybind11::module_& m);
@@ -34,6 +37,7 @@ void bind_paths(pybind11::module_& m);
 void bind_pointwise(pybind11::module_& m);
 void bind_pooled_pointwise(pybind11::module_& m);
 void bind_shuffle(pybind11::module_& m);
+void bind_watch(pybind11::module_& m);
 void bind_cuda(pybind11::module_& m);         // only in a build with CUDA
 void bind_cuda_blocks(pybind11::module_& m);  // as well
 

@@ -1,5 +1,5 @@
 // Whole inverted residuals. Addresses of float32 arrays; 0 stands for none.
-#include "blocks/inverted_residual.h"
+#include "inverted_residual.h"
 
 #include <pybind11/stl.h>
 
@@ -21,18 +21,6 @@ namespace {
 
 using blocks::InvertedResidual;
 using Released = py::call_guard<py::gil_scoped_release>;
-using Address = std::uintptr_t;
-
-float* floats(Address address) { return at<float>(address); }
-
-// The weight of a 1x1 convolution: its groups, which are one array or an array each.
-struct Weight {
-  std::vector<Address> parts;
-  std::int64_t groups;
-
-  bool in_parts() const { return parts.size() > 1; }
-  const float* whole() const { return parts.empty() || in_parts() ? nullptr : at<const float>(parts.front()); }
-};
 
 // A weight in parts, or its gradient, as the one array that the core wants, for one call.
 class Joined {
@@ -64,15 +52,6 @@ class Joined {
   std::optional<cpu::Workspace> memory_;  // nothing where the weight is one array
 };
 
-// A block, and its weights that may be in parts.
-struct Laid {
-  InvertedResidual block;
-  Weight expand, project;
-
-  std::int64_t expand_floats() const { return std::int64_t{block.middle} * block.in / block.expand_groups; }
-  std::int64_t project_floats() const { return std::int64_t{block.out} * block.middle / block.project_groups; }
-};
-
 // Weight, bias, eps.
 using Norm = std::tuple<Address, Address, double>;
 
@@ -80,10 +59,10 @@ using Norm = std::tuple<Address, Address, double>;
 // channels of x, in the middle and of y, stride. depthwise: (channels, kernel size, address of the weight) a group.
 // gate: addresses of the four parameters. codes: activation of the block and of the gate, as BnAct's. flags: residual,
 // batch statistics, sigmoid gate, no z1 in memory without and with a backward pass.
-Laid make_block(const std::array<std::int64_t, 7>& sizes, std::vector<Address> expand, std::vector<Address> project,
-                const std::vector<std::tuple<std::int64_t, int, Address>>& depthwise, const std::array<Norm, 3>& norms,
-                const std::array<Address, 4>& gate, int gate_width, std::array<int, 2> codes, std::array<bool, 5> flags,
-                std::array<int, 2> groups, int threads) {
+LaidBlock make_block(const std::array<std::int64_t, 7>& sizes, std::vector<Address> expand,
+                     std::vector<Address> project, const std::vector<std::tuple<std::int64_t, int, Address>>& depthwise,
+                     const std::array<Norm, 3>& norms, const std::array<Address, 4>& gate, int gate_width,
+                     std::array<int, 2> codes, std::array<bool, 5> flags, std::array<int, 2> groups, int threads) {
   const auto parameter = [](Address address) { return at<const float>(address); };
   InvertedResidual block{};
   block.batch = sizes[0];
@@ -133,54 +112,50 @@ blocks::InvertedResidualTensors tensors_of(const std::array<Address, 3>& moments
 
 }  // namespace
 
+void run_forward(const LaidBlock& laid, Place x, const Moments& moments, const Kept& kept, Address y) {
+  const blocks::InvertedResidualTensors tensors = tensors_of(moments, kept);
+  const Joined expand(laid.expand, laid.expand_floats()), project(laid.project, laid.project_floats());
+  InvertedResidual block = with_input(laid.block, x);
+  block.expand = expand.filled();
+  block.project = project.filled();
+  const cpu::Workspace workspace(blocks::workspace_floats(block, tensors.z2 != nullptr));
+  blocks::forward(block, tensors, workspace.floats(), floats(y));
+}
+
+void run_backward(const LaidBlock& laid, Place x, const Moments& moments, const Kept& kept, Place grad, Address grad_x,
+                  const Gradients& gradients, const Address* depthwise, const Address* parts) {
+  const Joined expand(laid.expand, laid.expand_floats()), project(laid.project, laid.project_floats());
+  const Joined grad_expand(laid.expand, laid.expand_floats()), grad_project(laid.project, laid.project_floats());
+  InvertedResidual block = with_input(laid.block, x);
+  block.expand = expand.filled();
+  block.project = project.filled();
+  for (blocks::MixconvGroup& group : block.depthwise) group.weight_grad = at<void>(*depthwise++);
+  const auto of = [&](std::size_t i) { return floats(gradients[i]); };
+  const auto norm = [&](std::size_t i) { return blocks::BlockNormGradients{of(i), of(i + 1)}; };
+  const cpu::Workspace workspace(blocks::backward_workspace_floats(block));
+  blocks::backward(block, tensors_of(moments, kept), {at<const void>(grad.first), grad.second}, workspace.floats(),
+                   {floats(grad_x),
+                    grad_expand.or_else(of(0)),
+                    grad_project.or_else(of(5)),
+                    {norm(1), norm(3), norm(6)},
+                    of(8),
+                    of(9),
+                    of(10),
+                    of(11)});
+  grad_project.spread(grad_expand.spread(parts));
+}
+
 void bind_inverted_residual(py::module_& m) {
-  py::class_<Laid>(m, "InvertedResidual")
+  py::class_<LaidBlock>(m, "InvertedResidual")
       .def(py::init(&make_block), py::arg("sizes"), py::arg("expand"), py::arg("project"), py::arg("depthwise"),
            py::arg("norms"), py::arg("gate"), py::arg("gate_width"), py::arg("codes"), py::arg("flags"),
            py::arg("groups"), py::arg("threads"))
-      .def(
-          "forward",
-          [](const Laid& self, Place x, const std::array<Address, 3>& moments, const std::array<Address, 7>& kept,
-             Address y) {
-            const blocks::InvertedResidualTensors tensors = tensors_of(moments, kept);
-            const Joined expand(self.expand, self.expand_floats()), project(self.project, self.project_floats());
-            InvertedResidual block = with_input(self.block, x);
-            block.expand = expand.filled();
-            block.project = project.filled();
-            const cpu::Workspace workspace(blocks::workspace_floats(block, tensors.z2 != nullptr));
-            blocks::forward(block, tensors, workspace.floats(), floats(y));
-          },
-          py::arg("x"), py::arg("moments"), py::arg("kept"), py::arg("y"), Released())
-      // gradients: of the weights, and weight and bias of the norm, of expansion, depthwise convolution (whose weights
-      // follow) and projection, and of the gate's four parameters. parts: gradients of weights that are in parts.
+      .def("forward", &run_forward, py::arg("x"), py::arg("moments"), py::arg("kept"), py::arg("y"), Released())
       .def(
           "backward",
-          [](const Laid& self, Place x, const std::array<Address, 3>& moments, const std::array<Address, 7>& kept,
-             Place grad, Address grad_x, const std::array<Address, 12>& gradients,
-             const std::vector<Address>& depthwise, const std::vector<Address>& parts) {
-            const Joined expand(self.expand, self.expand_floats()), project(self.project, self.project_floats());
-            const Joined grad_expand(self.expand, self.expand_floats());
-            const Joined grad_project(self.project, self.project_floats());
-            InvertedResidual block = with_input(self.block, x);
-            block.expand = expand.filled();
-            block.project = project.filled();
-            for (std::size_t g = 0; g < block.depthwise.size(); ++g) {
-              block.depthwise[g].weight_grad = at<void>(depthwise.at(g));
-            }
-            const auto of = [&](std::size_t i) { return floats(gradients[i]); };
-            const auto norm = [&](std::size_t i) { return blocks::BlockNormGradients{of(i), of(i + 1)}; };
-            const cpu::Workspace workspace(blocks::backward_workspace_floats(block));
-            blocks::backward(block, tensors_of(moments, kept), {at<const void>(grad.first), grad.second},
-                             workspace.floats(),
-                             {floats(grad_x),
-                              grad_expand.or_else(of(0)),
-                              grad_project.or_else(of(5)),
-                              {norm(1), norm(3), norm(6)},
-                              of(8),
-                              of(9),
-                              of(10),
-                              of(11)});
-            grad_project.spread(grad_expand.spread(parts.data()));
+          [](const LaidBlock& self, Place x, const Moments& moments, const Kept& kept, Place grad, Address grad_x,
+             const Gradients& gradients, const std::vector<Address>& depthwise, const std::vector<Address>& parts) {
+            run_backward(self, x, moments, kept, grad, grad_x, gradients, depthwise.data(), parts.data());
           },
           py::arg("x"), py::arg("moments"), py::arg("kept"), py::arg("grad"), py::arg("grad_x"), py::arg("gradients"),
           py::arg("depthwise"), py::arg("parts"), Released());

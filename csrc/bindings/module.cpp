@@ -47,6 +47,8 @@ PYBIND11_MODULE(_core, m) {
   });
   m.def("has_team", &cpu::has_team);
   greedynas::bindings::bind_blocks(m);
+  greedynas::bindings::bind_classifier_loss(m);
+  greedynas::bindings::bind_conv_norm_act(m);
   greedynas::bindings::bind_filter(m);
   greedynas::bindings::bind_inverted_residual(m);
   greedynas::bindings::bind_memory(m);
@@ -56,6 +58,8 @@ PYBIND11_MODULE(_core, m) {
   greedynas::bindings::bind_pointwise(m);
   greedynas::bindings::bind_pooled_pointwise(m);
   greedynas::bindings::bind_shuffle(m);
+  greedynas::bindings::bind_watch(m);
+  greedynas::bindings::bind_chain(m);
 #ifdef GREEDYNAS_HAS_CUDA
   greedynas::bindings::bind_cuda(m);
   greedynas::bindings::bind_cuda_blocks(m);

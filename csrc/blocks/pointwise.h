@@ -41,7 +41,7 @@ struct PointwiseGrad {
 };
 
 struct PointwiseGradients {
-  float* x;              // [rows, in] without gaps
+  float* x;              // [rows, in] without gaps; nullptr, without prologue and gates: not wanted
   float *scale, *shift;  // [in], with a prologue and no gates
   float* weight;         // [out, group_in]
   // [norm::kGateSums, gate_images, in] with gates, for grad the gradient of x and a before its gates; or nullptr.

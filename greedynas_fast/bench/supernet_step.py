@@ -91,9 +91,9 @@ class _Trainer:
 
     def backward(self, path: Paths) -> Tensor:
         with self.bank.adding():
-            logits = self.net(self.images, path)
-        torch.autograd.backward(F.cross_entropy(logits, self.labels))
-        return logits.detach()  # type: ignore[no-any-return]
+            loss, _ = self.net.loss(self.images, path, self.labels)
+        torch.autograd.backward(loss)
+        return loss.detach()
 
     def step(self, batch: Paths) -> None:
         """A step of each path."""
@@ -103,8 +103,8 @@ class _Trainer:
 
     def results(self, path: Paths) -> Results:
         """What a backward pass computes; no gradient is left."""
-        logits = self.backward(path)
-        found = _results(logits, nn.ModuleList([self.net.stem, *self.net.operations(path), self.net.head]))
+        loss = self.backward(path)
+        found = _results(loss, nn.ModuleList([self.net.stem, *self.net.operations(path), self.net.head]))
         copied = {group: [tensor.clone() for tensor in tensors] for group, tensors in found.items()}
         self.bank.zero_grad(path)
         return copied
@@ -113,14 +113,14 @@ class _Trainer:
         """The same by torch's layers in float64; nothing changes here."""
         network = extract(self.net, path).double()
         use_backend(network, "reference")
-        logits = network(self.images.double())
-        torch.autograd.backward(F.cross_entropy(logits, self.labels))
-        return _results(logits.detach(), nn.ModuleList([network.stem, *network.blocks, network.head]))
+        loss = F.cross_entropy(network(self.images.double()), self.labels)
+        torch.autograd.backward(loss)
+        return _results(loss.detach(), nn.ModuleList([network.stem, *network.blocks, network.head]))
 
 
-def _results(logits: Tensor, modules: nn.ModuleList) -> Results:
+def _results(loss: Tensor, modules: nn.ModuleList) -> Results:
     grads = [parameter.grad for parameter in modules.parameters() if parameter.grad is not None]
-    return {"result": [logits], "gradients": grads, "statistics": list(modules.buffers())}
+    return {"result": [loss], "gradients": grads, "statistics": list(modules.buffers())}
 
 
 def _compare(setting: Setting, budget: Budget) -> list[dict[str, Any]]:

@@ -13,6 +13,7 @@ from greedynas_fast.nn.bottleneck import Bottleneck
 from greedynas_fast.nn.build import build_operation
 from greedynas_fast.nn.dropout import BatchDropout
 from greedynas_fast.nn.identity import ConvIdentity
+from greedynas_fast.nn.in_turn import loss_in_turn, run_in_turn
 from greedynas_fast.nn.initialise import initialise, materialise
 from greedynas_fast.nn.inverted_residual import InvertedResidual, MixedConv
 from greedynas_fast.nn.shuffle_unit import ShuffleUnit
@@ -38,7 +39,9 @@ __all__ = [
     "channel_shuffle",
     "initialise",
     "local_norms",
+    "loss_in_turn",
     "materialise",
+    "run_in_turn",
     "synchronise_norms",
     "use_backend",
     "what_runs",

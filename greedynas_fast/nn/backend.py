@@ -6,8 +6,7 @@ choice is an attribute of each block, `use_backend` sets it. What is fused: floa
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from operator import attrgetter
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Literal, cast, get_args
 
 import torch
@@ -18,13 +17,21 @@ from greedynas_fast.errors import InputError
 from greedynas_fast.nn.sync_norm import SyncBatchNorm2d
 from greedynas_fast.ops.bn_act import bn_act
 from greedynas_fast.ops.bn_core import update_op
+from greedynas_fast.ops.direct import unwatched
 from greedynas_fast.ops.mixconv import MAX_KERNEL, mixconv
 from greedynas_fast.ops.rows import backend as backend_of
+from greedynas_fast.ops.watch import Watch
 
 Backend = Literal["auto", "fused", "reference"]
 
 _FUSED_ACTIVATIONS = {nn.Identity: "identity", nn.ReLU: "relu", nn.Hardswish: "hard_swish", nn.SiLU: "silu"}
 
+
+_OF_CONVOLUTION = (
+    *("kernel_size", "stride", "padding", "dilation", "padding_mode"),
+    *("groups", "in_channels", "out_channels"),
+)
+_OF_NORM = ("affine", "add_up")
 
 _REMEMBERED = 4  # sets of layers a block: none asks about more, unless its layers are replaced
 
@@ -61,13 +68,16 @@ class Fusable(nn.Module):
         return obstacle is None
 
     def seen_fit(self, x: Tensor, *layers: nn.Module) -> LayersSeen | None:
-        """What `fuses` saw, or would see, if it says yes; never while a graph is traced, and no error.
+        """What `fuses` saw, or would see, if it says yes; never where `unwatched` says no, and no error.
 
         It is the same object until something changes: a place for what is worked out from the layers.
         """
-        if torch.compiler.is_compiling() or not self._may_fuse() or self._obstacle(x, layers) is not None:
+        if self.backend == "reference" or backend_of(x) != "core" or not unwatched(x):
             return None
-        return self._seen().get(layers)
+        found = self.found(*layers)
+        if found is None and self._obstacle(x, layers) is None:
+            found = self.found(*layers)
+        return found
 
     def _may_fuse(self) -> bool:
         return not (self.backend == "reference" or torch.compiler.is_exporting() or torch.onnx.is_in_onnx_export())
@@ -76,7 +86,7 @@ class Fusable(nn.Module):
         """What no operation handles, in words; what has been found to be fit is remembered."""
         if backend_of(x) != "core":
             return f"{x.dtype} on {x.device}"
-        if self._found(layers) is not None:
+        if not torch.compiler.is_compiling() and self.found(*layers) is not None:
             return None
         obstacle = next((str(layer) for layer in layers or _parts(self) if not self._stands_for(layer)), None)
         if obstacle is None and not torch.compiler.is_compiling():
@@ -89,16 +99,14 @@ class Fusable(nn.Module):
         found: dict[tuple[nn.Module, ...], LayersSeen] = self.__dict__.get("_layers_seen", {})
         return found
 
-    def _found(self, layers: tuple[nn.Module, ...]) -> LayersSeen | None:
-        """What an earlier call found to be fit, if it is all the same now."""
-        if torch.compiler.is_compiling():
-            return None
+    def found(self, *layers: nn.Module) -> LayersSeen | None:
+        """What an earlier call of `fuses` or `seen_fit` found to be fit, if it is all the same now."""
         found = self._seen().get(layers)
         return found if found is not None and found.holds(self) else None
 
     def _stands_for(self, layer: nn.Module) -> bool:
         """Whether an operation can stand for this layer of the block. Hooks of the block itself are called anyway."""
-        return (layer is self or not any(_hooks(layer))) and has_operation(layer)
+        return (layer is self or not has_hooks(layer)) and has_operation(layer)
 
     def __getstate__(self) -> dict[str, Any]:
         """Without what belongs to these very layers: copies have their own."""
@@ -115,42 +123,42 @@ class LayersSeen:
     """
 
     def __init__(self, block: nn.Module, layers: tuple[nn.Module, ...]) -> None:
-        parts = list(layers or _parts(block))
         self.prepared: Any = None
-        self._of_block = block._modules
-        self._modules = [part._modules for part in parts if part._modules]
-        self._children = [tuple(modules.values()) for modules in self._modules]
-        self._hooks = [hooks for part in parts if part is not block for hooks in _hooks(part)]
-        self._settings = [(_settings_of(part), part) for part in parts]
-        self._values = [get(part) for get, part in self._settings]
-        # Not by `layer.bias`, which torch looks up in three places.
-        self._parameters = [part._parameters for part in parts if isinstance(part, nn.Conv2d)]
-        self._biased = [parameters.get("bias") is not None for parameters in self._parameters]
+        self._of_block = block._modules  # a replica of the block has others
+        self._watch = watch = Watch()
+        for part in layers or _parts(block):
+            watch.type_of(part)
+            watch.entries(part.__dict__, *_settings_of(part))
+            if isinstance(part, nn.Conv2d | nn.Linear):
+                watch.entries(part._parameters, "bias")
+            if part._modules:
+                watch.size(part._modules)
+                watch.entries(part._modules, *part._modules)
+            if part is not block:
+                for hooks in _hooks(part):
+                    watch.size(hooks)
 
     def holds(self, block: nn.Module) -> bool:
         """Whether all is as it was."""
-        return (
-            self._of_block is block._modules
-            and not any(self._hooks)
-            and [get(part) for get, part in self._settings] == self._values
-            and [tuple(modules.values()) for modules in self._modules] == self._children
-            and [parameters.get("bias") is not None for parameters in self._parameters] == self._biased
-        )
+        return self._of_block is block._modules and self._watch.holds()
 
 
-def _settings_of(layer: nn.Module) -> Callable[[Any], Any]:
-    """What gets the attributes that `has_operation` and `activation_name` look at."""
-    names = ["__class__"]
+def _settings_of(layer: nn.Module) -> Sequence[str]:
+    """The attributes that `has_operation` looks at."""
     if isinstance(layer, nn.Conv2d):
-        names += ["kernel_size", "stride", "padding", "dilation", "padding_mode"]
-        names += ["groups", "in_channels", "out_channels"]
-    elif isinstance(layer, _BatchNorm):
-        names += ["affine", "add_up"] if isinstance(layer, SyncBatchNorm2d) else ["affine"]
-    return attrgetter(*names)
+        return _OF_CONVOLUTION
+    if isinstance(layer, _BatchNorm):
+        return _OF_NORM
+    return ()
 
 
 def _hooks(layer: nn.Module) -> tuple[Any, ...]:
     return layer._forward_hooks, layer._forward_pre_hooks, layer._backward_hooks, layer._backward_pre_hooks
+
+
+def has_hooks(layer: nn.Module) -> bool:
+    """Whether a call of this layer calls something else too."""
+    return any(_hooks(layer))
 
 
 def _parts(module: nn.Module) -> Iterator[nn.Module]:
@@ -278,21 +286,33 @@ def has_operation(layer: nn.Module) -> bool:
     if isinstance(layer, _BatchNorm):
         synchronised = isinstance(layer, SyncBatchNorm2d) and layer.add_up is not None
         return isinstance(layer, nn.BatchNorm2d) and layer.affine and not synchronised
+    if isinstance(layer, nn.Linear):
+        return type(layer) is nn.Linear and layer.bias is not None
     if not isinstance(layer, nn.Conv2d):
         return True
-    kernel = layer.kernel_size[0]
-    same = layer.padding == (kernel // 2, kernel // 2) and layer.dilation == (1, 1) and layer.padding_mode == "zeros"
     if layer.groups == 1:
-        return same and layer.kernel_size == (1, 1) and layer.stride == (1, 1)
+        return _keeps_size(layer) and layer.kernel_size == (1, 1) and layer.stride == (1, 1)
     return (
-        same
+        _keeps_size(layer)
         and layer.groups == layer.in_channels == layer.out_channels
         and layer.bias is None
-        and layer.kernel_size == (kernel, kernel)
-        and kernel % 2 == 1
-        and kernel <= MAX_KERNEL
+        and layer.kernel_size[0] <= MAX_KERNEL
         and layer.stride in ((1, 1), (2, 2))
     )
+
+
+def is_plain_convolution(layer: nn.Conv2d) -> bool:
+    """Whether this is `primitives.conv2d`: all channels of its input in each of its output, no bias."""
+    alone = type(layer) is nn.Conv2d and layer.groups == 1 and layer.bias is None
+    return alone and _keeps_size(layer) and layer.stride[0] == layer.stride[1]
+
+
+def _keeps_size(layer: nn.Conv2d) -> bool:
+    """Whether an odd square kernel is padded so that, without a stride, outputs are as large as inputs."""
+    kernel = layer.kernel_size[0]
+    square = layer.kernel_size == (kernel, kernel) and kernel % 2 == 1
+    padded = layer.padding == (kernel // 2, kernel // 2) and layer.padding_mode == "zeros"
+    return square and padded and layer.dilation == (1, 1)
 
 
 def _count_batch(norm: nn.BatchNorm2d) -> float:

@@ -26,3 +26,15 @@ class BatchDropout(nn.Dropout):
         first, total = self.part
         whole = functional.dropout(torch.ones((total, *x.shape[1:]), dtype=x.dtype, device=x.device), self.p)
         return x * whole[first : first + len(x)]
+
+    def draw(self, rows: int, columns: int) -> tuple[Tensor | None, float]:
+        """What `forward` would do to float32 [N, C] on the CPU.
+
+        Returns:
+            A mask float32 [N, C] of 0 and 1, contiguous, and what it is multiplied by; None: nothing is dropped.
+        """
+        if not self.training or self.p == 0:
+            return None, 1.0
+        first, total = self.part or (0, rows)
+        mask = torch.empty((total, columns), dtype=torch.float32).bernoulli_(1 - self.p)
+        return mask[first : first + rows], 0.0 if self.p == 1 else 1 / (1 - self.p)

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from operator import attrgetter, is_
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from greedynas_fast.nn.backend import Fusable, has_hooks
 from greedynas_fast.ops import direct
 from greedynas_fast.ops.rows import threads
+from greedynas_fast.ops.watch import Watch
 
-_MODE = attrgetter("training", "track_running_stats", "momentum", "eps")
+_MODE = ("training", "track_running_stats", "momentum", "eps")
 _RUNNING = ("running_mean", "running_var", "num_batches_tracked")
+
+Found = tuple[direct.Laid, list[Tensor]]
+"""Layers laid out for an input, and their parameters."""
 
 Slot = tuple[nn.Module, str]
 """A layer and the name of one of its parameters."""
@@ -37,45 +41,68 @@ class Prepared(ABC):
         self._first_norm = first_norm
         present = [slot for slot in slots if slot is not None]
         self._complete = all(
-            isinstance(layer, nn.Conv2d | nn.BatchNorm2d)
+            isinstance(layer, nn.Conv2d | nn.BatchNorm2d | nn.Linear)
             and all(value is None or (layer, name) in present for name, value in layer._parameters.items())
             for layer, _ in present
         )
         self._parameters: list[tuple[dict[str, Any], str]] = [(layer._parameters, name) for layer, name in present]
         self._buffers: list[tuple[dict[str, Any], str]] = [(norm._buffers, name) for norm in norms for name in _RUNNING]
-        self._last = _Last((), [], [], None)
+        self._last: _Last | None = None
 
     @abstractmethod
-    def lay_out(self, x: Tensor, parameters: list[Tensor | None], running: list[direct.Running]) -> direct.Laid:
-        """Lay out for this input and these parameters, one a slot.
+    def lay_out(self, x: Tensor, parameters: list[Tensor | None], running: list[direct.Running]) -> direct.Laid | None:
+        """Lay out for this input and these parameters, one a slot, each contiguous or channels-last; None: not so.
 
         Raises:
             InputError: an input that does not fit.
         """
 
     def run(self, x: Tensor) -> Tensor | None:
-        """The result; None where it is not to be had in this way.
+        """The result; None where it is not to be had in this way, see `find`."""
+        found = self.find(x)
+        return None if found is None else direct.run(x, *found)
 
-        That is for other types than float32, other modes than training, and whatever wants to see operators.
+    def find(self, x: Tensor) -> Found | None:
+        """The layers laid out for this input, and their parameters.
+
+        None for other types than float32 and other modes than training.
+
+        Args:
+            x: the input, of which `direct.unwatched` says yes.
         """
-        if x.dtype is not torch.float32 or torch.is_autocast_enabled("cpu") or not direct.unwatched(x):
+        if x.dtype is not torch.float32 or torch.is_autocast_enabled("cpu"):
             return None
+        key = _Key(x.shape, x.is_contiguous(memory_format=torch.channels_last), threads())
+        last = self._last
+        if last is None or key != last.key or not last.watch.holds():
+            last = self._last = self._look(x, key)
+        return None if last.laid is None else (last.laid, last.parameters)
+
+    def find_again(self, shape: torch.Size) -> Found | None:
+        """What `find` gave for an input of this shape, channels-last; None where the last one was another."""
+        last = self._last
+        if last is None or last.laid is None or last.key != (shape, True, threads()) or not last.watch.holds():
+            return None
+        return last.laid, last.parameters
+
+    def _look(self, x: Tensor, key: _Key) -> _Last:
+        watch = Watch()
+        for norm in self._norms:
+            watch.entries(norm.__dict__, *_MODE)
+        for place, name in (*self._parameters, *self._buffers):
+            watch.entries(place, name)
         try:
             parameters = [place[name] for place, name in self._parameters]
             buffers = [value for place, name in self._buffers if (value := place[name]) is not None]
         except KeyError:  # a parametrised layer
-            return None
-        tensors = [*parameters, *buffers]
-        addresses = [tensor.data_ptr() for tensor in tensors]
-        key = (x.shape, x.is_contiguous(memory_format=torch.channels_last), threads(), *map(_MODE, self._norms))
-        last = self._last
-        if key != last.key or addresses != last.addresses or not all(map(is_, tensors, last.tensors)):
-            laid = self._lay_out(x, tensors) if x.numel() and key[1] else None
-            last = self._last = _Last(key, tensors, addresses, laid)
-        return None if last.laid is None else direct.run(x, last.laid, parameters)
+            return _Last(key, watch, [], None)
+        for tensor in (*parameters, *buffers):
+            watch.place_of(tensor)
+        laid = self._lay_out(x, [*parameters, *buffers]) if x.numel() and key.channels_last else None
+        return _Last(key, watch, parameters, laid)
 
     def _lay_out(self, x: Tensor, tensors: list[Tensor]) -> direct.Laid | None:
-        dense = all(t.dtype in (torch.float32, torch.int64) and t.is_contiguous() for t in tensors)
+        dense = all(t.dtype in (torch.float32, torch.int64) and _is_dense(t) for t in tensors)
         if not (self._complete and dense and direct.unwatched(*tensors)):
             return None
         running = []
@@ -91,13 +118,40 @@ class Prepared(ABC):
         return self.lay_out(x, [None if slot is None else next(given) for slot in self._slots], running)
 
 
+def found_again(block: Fusable, shape: torch.Size, *layers: nn.Module) -> Found | None:
+    """What the last call of a block ran as one operation, and its parameters, if another one would.
+
+    Args:
+        block: without hooks, or None is the answer.
+        shape: of a float32 channels-last x that `direct.unwatched` says yes to, outside autocast.
+        layers: as for `Fusable.seen_fit`.
+    """
+    if block.backend == "reference" or has_hooks(block):
+        return None
+    seen = block.found(*layers)
+    prepared: Prepared | None = None if seen is None else seen.prepared
+    return None if prepared is None else prepared.find_again(shape)
+
+
+class _Key(NamedTuple):
+    shape: torch.Size
+    channels_last: bool
+    threads: int
+
+
 class _Last(NamedTuple):
     """What was laid out, and for what; replaced as a whole, so that threads do not see half of it."""
 
-    key: tuple[Any, ...]
-    tensors: list[Tensor]
-    addresses: list[int]
+    key: _Key
+    watch: Watch
+    parameters: list[Tensor]
     laid: direct.Laid | None
+
+
+def _is_dense(tensor: Tensor) -> bool:
+    """Whether it is contiguous, or in channels-last memory: of the latter, most layers' weights are both."""
+    channels_last = tensor.ndim == 4 and tensor.is_contiguous(memory_format=torch.channels_last)
+    return channels_last or tensor.is_contiguous()
 
 
 def slots_of(layer: nn.Module) -> tuple[Slot, Slot]:

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 from typing import cast
 
+import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from greedynas_fast.errors import InputError
-from greedynas_fast.nn.backend import Fusable, name_of, norm_act
+from greedynas_fast.nn.backend import Fusable, has_hooks, is_plain_convolution, name_of, norm_act
 from greedynas_fast.nn.build import build_operation
 from greedynas_fast.nn.dropout import BatchDropout
 from greedynas_fast.nn.fused_norm import run_norm_act
-from greedynas_fast.nn.prepared import Prepared, slots_of
+from greedynas_fast.nn.prepared import Found, Prepared, found_again, slots_of
 from greedynas_fast.nn.primitives import activation, conv2d
 from greedynas_fast.ops import direct
+from greedynas_fast.ops.conv_norm_act import ConvNormAct
+from greedynas_fast.ops.head_loss import HeadLoss, HeadTargets
 from greedynas_fast.ops.pooled_pointwise import PooledPointwise
 from greedynas_fast.ops.rows import threads
 from greedynas_fast.spaces.specs import HeadSpec, LayerSpec, StemSpec
@@ -43,12 +47,35 @@ class Stem(Fusable):
 
     def forward(self, x: Tensor) -> Tensor:
         """Images [N, C, H, W] to the input of the first searchable layer."""
-        raw = self.conv(x)
-        activated = run_norm_act(self, self.bn, self.act, raw)
+        activated = self._activated_in_one(x)
         if activated is None:
-            activated = self.act(self.bn(raw))
+            raw = self.conv(x)
+            activated = run_norm_act(self, self.bn, self.act, raw)
+            if activated is None:
+                activated = self.act(self.bn(raw))
         y: Tensor = self.blocks(self.pool(activated))
         return y
+
+    def find_first(self, shape: torch.Size) -> Found | None:
+        """What the last call ran as one operation before the pool, see `prepared.found_again`."""
+        return found_again(self, shape, self.conv, self.bn, self.act)
+
+    def _activated_in_one(self, x: Tensor) -> Tensor | None:
+        """[N, C_in, H, W] -> [N, C, H', W']; None where layers are to run one by one, as for images with a gradient."""
+        if x.requires_grad and torch.is_grad_enabled():
+            return None
+        seen = self.seen_fit(x, self.conv, self.bn, self.act)
+        if seen is None:
+            return None
+        if seen.prepared is None:
+            seen.prepared = _PreparedStem(self)
+        prepared: _PreparedStem = seen.prepared
+        return prepared.run(x)
+
+    def _stands_for(self, layer: nn.Module) -> bool:
+        if layer is self.conv:
+            return not has_hooks(layer) and is_plain_convolution(self.conv)
+        return super()._stands_for(layer)
 
 
 class Head(Fusable):
@@ -82,6 +109,53 @@ class Head(Fusable):
         logits: Tensor = self.classifier(self.dropout(pooled))
         return logits
 
+    def loss(self, x: Tensor, labels: Tensor, label_smoothing: float = 0.0) -> tuple[Tensor, Tensor]:
+        """Mean cross entropy of the logits, computed in float32, and how many images are classified correctly.
+
+        Args:
+            x: [N, C, H, W].
+            labels: int64 [N].
+            label_smoothing: share of the target that all classes have in equal parts.
+
+        Returns:
+            Two scalars, float32 and int64.
+        """
+        in_one = self._loss_in_one(x, labels, label_smoothing)
+        if in_one is not None:
+            return in_one
+        logits = self(x).float()  # where label smoothing over many classes keeps its small terms
+        loss = functional.cross_entropy(logits, labels, label_smoothing=label_smoothing)
+        return loss, (logits.detach().argmax(dim=1) == labels).sum()
+
+    def _loss_in_one(self, x: Tensor, labels: Tensor, label_smoothing: float) -> tuple[Tensor, Tensor] | None:
+        """None where layers are to run one by one."""
+        if not self.has_conv or has_hooks(self) or not _are_labels(labels, x.shape):
+            return None
+        seen = self.seen_fit(x, *self._all_layers())
+        if seen is None:
+            return None
+        if seen.prepared is None:
+            seen.prepared = _Prepared(self, with_loss=True)
+        prepared: _Prepared = seen.prepared
+        found = prepared.find(x)
+        if found is None:
+            return None
+        targets = self.targets(labels, label_smoothing)
+        return direct.run(x, *found, targets), targets.correct
+
+    def find_loss(self, shape: torch.Size, labels: Tensor) -> Found | None:
+        """What the last call of `loss` ran as one operation, see `prepared.found_again`."""
+        fit = self.has_conv and _are_labels(labels, shape)
+        return found_again(self, shape, *self._all_layers()) if fit else None
+
+    def targets(self, labels: Tensor, label_smoothing: float) -> HeadTargets:
+        """For `ops.head_loss`; draws the mask of dropout."""
+        mask, scale = self.dropout.draw(len(labels), self.classifier.in_features)
+        return HeadTargets(labels, label_smoothing, mask, scale, torch.empty((), dtype=torch.int64))
+
+    def _all_layers(self) -> tuple[nn.Module, ...]:
+        return self.conv, self.bn, self.act, self.dropout, self.classifier
+
     def _pooled_in_one(self, x: Tensor) -> Tensor | None:
         """[N, C, H, W] -> [N, features]; None where layers are to run one by one."""
         seen = self.seen_fit(x, self.conv, self.bn, self.act)
@@ -93,16 +167,40 @@ class Head(Fusable):
         return prepared.run(x)
 
 
-class _Prepared(Prepared):
-    """The layers of a head up to the average."""
+def _are_labels(labels: Tensor, shape: torch.Size) -> bool:
+    """Whether the core can read the labels of images of this shape."""
+    plain = labels.dtype is torch.int64 and labels.is_contiguous() and labels.device.type == "cpu"
+    return plain and labels.shape == shape[:1] and direct.unwatched(labels)
 
-    def __init__(self, head: Head) -> None:
-        super().__init__([(head.conv, "weight"), *slots_of(head.bn)], [head.bn])
+
+class _PreparedStem(Prepared):
+    """The layers of a stem up to the activation."""
+
+    def __init__(self, stem: Stem) -> None:
+        super().__init__([(stem.conv, "weight"), *slots_of(stem.bn)], [stem.bn])
+        self._stride, self._activation = stem.conv.stride[0], stem.act
+
+    def lay_out(self, x: Tensor, parameters: list[Tensor | None], running: list[direct.Running]) -> direct.Laid | None:
+        """See `Prepared`."""
+        weight, gamma, beta = cast("list[Tensor]", parameters)
+        if not weight.is_contiguous(memory_format=torch.channels_last):
+            return None
+        norm = gamma, beta, self._norms[0].eps
+        return ConvNormAct(x.shape, weight, self._stride, norm, name_of(self._activation), running, threads())
+
+
+class _Prepared(Prepared):
+    """The layers of a head up to the average, or with its classifier and the loss."""
+
+    def __init__(self, head: Head, with_loss: bool = False) -> None:
+        more = slots_of(head.classifier) if with_loss else ()
+        super().__init__([(head.conv, "weight"), *slots_of(head.bn), *more], [head.bn])
         self._activation = head.act
 
     def lay_out(self, x: Tensor, parameters: list[Tensor | None], running: list[direct.Running]) -> direct.Laid:
         """See `Prepared`."""
-        weight, gamma, beta = cast("list[Tensor]", parameters)
-        name = name_of(self._activation)
-        (norm,) = self._norms
-        return PooledPointwise(x.shape, weight, (gamma, beta, norm.eps), name, running, threads())
+        weight, gamma, beta, *classifier = cast("list[Tensor]", parameters)
+        layers = weight, (gamma, beta, self._norms[0].eps), name_of(self._activation)
+        if not classifier:
+            return PooledPointwise(x.shape, *layers, running, threads())
+        return HeadLoss(x.shape, layers, (classifier[0], classifier[1]), running, threads())

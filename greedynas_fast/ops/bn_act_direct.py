@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -55,7 +56,7 @@ class NormAct(Laid):
         self._options = (None, eps, activation, True, (True, True, True, False))
         self._running = [(r, rows, channels) for r in running]
 
-    def forward(self, x: Tensor, keep: bool) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor, keep: bool, given: Any = None) -> tuple[Tensor, Tensor]:
         """See `Laid`."""
         y = memory.empty(self._x_form)
         moments = torch.empty((2, x.shape[1]), dtype=torch.float32)

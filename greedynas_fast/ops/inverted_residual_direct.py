@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
+
+from greedynas_fast import _core
 
 from . import inverted_residual_core as core
 from . import memory
@@ -73,8 +76,10 @@ class Block(Laid):
         self._forms = {True: memory.flat(self._kept.floats), False: memory.flat(self._moments.floats)}
         values = (n * height * width, *2 * (n * out_height * out_width,))
         self._running = [(r, values[r.which], (middle, middle, out)[r.which]) for r in running]
+        self.y_shape = torch.Size((n, out, out_height, out_width))
+        self.link = _core.InvertedResidualLink(self._layout(self._kept, self._running), self._core, self._present)
 
-    def forward(self, x: Tensor, keep: bool) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor, keep: bool, given: Any = None) -> tuple[Tensor, Tensor]:
         """See `Laid`."""
         buffers = self._kept if keep else self._moments
         y, kept = memory.empty(self._y_form), memory.empty(self._forms[keep])

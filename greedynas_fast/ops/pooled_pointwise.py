@@ -6,6 +6,7 @@ See csrc/blocks/pooled_pointwise.h. There is no operator for it: where one is wa
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -29,6 +30,8 @@ class PooledPointwise(Laid):
         activation: `identity`, `relu`, `hard_swish` or `silu`.
         running: what is to be updated, or nothing.
         threads: to run on.
+        more_parameters: of layers that follow.
+        more_kept: floats of each array that they keep.
 
     Raises:
         InputError: a shape that the weight does not fit, or a single value a channel.
@@ -44,6 +47,8 @@ class PooledPointwise(Laid):
         activation: str,
         running: Sequence[Running],
         threads: int,
+        more_parameters: Sequence[Tensor] = (),
+        more_kept: Sequence[int] = (),
     ) -> None:
         n, channels, height, width = shape
         out, pixels = weight.shape[0], height * width
@@ -52,7 +57,7 @@ class PooledPointwise(Laid):
         if n * pixels == 1:
             raise InputError(f"head: x: expected more than one value a channel in training, got {list(shape)}")
         gamma, beta, self._eps = norm
-        super().__init__(shape, (weight, gamma, beta))
+        super().__init__(shape, (weight, gamma, beta, *more_parameters))
         self._activation = activation
         self._core = _core.PooledPointwise(
             (n, pixels, channels, out),
@@ -62,23 +67,29 @@ class PooledPointwise(Laid):
             threads,
         )
         self._shape = (n, out)
-        self._kept = Buffers([2 * out, n * pixels * out])
+        self._kept = Buffers([2 * out, n * pixels * out, *more_kept])
         self._kept_form = memory.flat(self._kept.floats)
         self._running = [(r, n * pixels, out) for r in running]
 
-    def forward(self, x: Tensor, keep: bool) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor, keep: bool, given: Any = None) -> tuple[Tensor, Tensor]:
         """See `Laid`. The result is [N, C]."""
         pooled = torch.empty(self._shape, dtype=torch.float32)
         kept = memory.empty(self._kept_form)
-        moments, z = self._kept.addresses(kept)
-        self._core.forward((x.data_ptr(), x.shape[1]), moments, z, pooled.data_ptr())
-        update_running(self._running, [moments])
+        self._pool(x, self._kept.addresses(kept), pooled.data_ptr())
         return pooled, kept
+
+    def _pool(self, x: Tensor, kept: Sequence[int], pooled: int) -> None:
+        moments, z = kept[:2]
+        self._core.forward((x.data_ptr(), x.shape[1]), moments, z, pooled)
+        update_running(self._running, [moments])
 
     def _backward(self, grad: Tensor, x: Tensor, kept: Tensor, grad_x: int, gradients: list[int]) -> None:
         grad = grad.contiguous()
-        moments, z = self._kept.addresses(kept)
-        self._core.backward((x.data_ptr(), x.shape[1]), moments, z, grad.data_ptr(), [grad_x, *gradients])
+        self._pool_backward(grad.data_ptr(), x, self._kept.addresses(kept), [grad_x, *gradients])
+
+    def _pool_backward(self, grad: int, x: Tensor, kept: Sequence[int], gradients: Sequence[int]) -> None:
+        moments, z = kept[:2]
+        self._core.backward((x.data_ptr(), x.shape[1]), moments, z, grad, gradients)
 
     def _backward_watched(
         self, grad: Tensor, x: Tensor, kept: Tensor, parameters: Sequence[Tensor]
@@ -86,6 +97,9 @@ class PooledPointwise(Laid):
         # The forward pass once more, and torch's gradients.
         with torch.enable_grad():
             leaves = [value.detach().requires_grad_() for value in (x, *parameters)]
-            x, weight, gamma, beta = leaves
-            z = F.batch_norm(F.conv2d(x, weight), None, None, gamma, beta, True, 0.0, self._eps)
-            return torch.autograd.grad(ACTIVATIONS[self._activation](z).mean((2, 3)), leaves, grad)
+            return torch.autograd.grad(self._pool_watched(leaves), leaves, grad)
+
+    def _pool_watched(self, leaves: Sequence[Tensor]) -> Tensor:
+        x, weight, gamma, beta = leaves[:4]
+        z = F.batch_norm(F.conv2d(x, weight), None, None, gamma, beta, True, 0.0, self._eps)
+        return ACTIVATIONS[self._activation](z).mean((2, 3))

@@ -6,6 +6,7 @@ Everything that a step depends on is in `state_dict`; all randomness is a pure f
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
@@ -160,9 +161,10 @@ class Algorithm1:
         first = self.step * len(paths)
         seeds = [seed_for(self.config.seed, "dropout", first + index) for index in range(len(paths))]
         result = self._gradients.compute(paths, images, labels, seeds, scale, stop)
-        if not torch.isfinite(result.loss):
+        loss = result.loss.item()
+        if not math.isfinite(loss):
             self.bank.zero_grad(paths)
-            raise self._diverged(f"the loss is {result.loss.item()}", paths)
+            raise self._diverged(f"the loss is {loss}", paths)
         stepped = self.optimizer.step(paths, self.schedule.lr(self.step), loss_scale=scale)
         if self._loss_scale is not None:
             self._loss_scale.update(stepped)

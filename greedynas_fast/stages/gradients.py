@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple, cast
@@ -10,7 +11,6 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from greedynas_fast.config import Precision, TrainConfig
 from greedynas_fast.nn import BatchDropout
@@ -89,13 +89,11 @@ class Gradients:
         passes = self._forward_passes(paths, seeds, images, labels, together)
         for index, (some_paths, some_seeds, some, their) in enumerate(passes):
             losses = []
-            for logits in self._logits(some_paths, some_seeds, some):
-                # In float32, where label smoothing over many classes keeps its small terms.
-                losses.append(functional.cross_entropy(logits.float(), their, label_smoothing=config.label_smoothing))
-                correct = (logits.detach().argmax(dim=1) == their).sum()
-                results.append((losses[-1].detach(), correct, len(their)))
+            for loss, correct in self._losses(some_paths, some_seeds, some, their):
+                losses.append(loss)
+                results.append((loss.detach(), correct, len(their)))
             loss = losses[0] if together == 1 else torch.stack(losses).sum()
-            if self._reducer is None and not torch.isfinite(loss):
+            if self._reducer is None and not math.isfinite(loss.item()):
                 break
             if self._reducer is not None and index == last:
                 self._reducer.begin(paths, _tail(results, stop), together)
@@ -110,18 +108,22 @@ class Gradients:
         self, paths: Paths, seeds: Sequence[int], images: Tensor, labels: Tensor, together: int
     ) -> Iterator[tuple[Paths, Sequence[int], Tensor, Tensor]]:
         """Paths, seeds, images and labels of each pass, with dropout told which rows of the batch it sees."""
-        total = self._config.batch_size
+        total, parts = self._config.batch_size, [(images, labels)]
+        if self._passes > 1:
+            parts = list(zip(images.tensor_split(self._passes), labels.tensor_split(self._passes), strict=True))
         for start in range(0, len(paths), together):
             own = slice(start, start + together)
             first = self._first_row
-            for some, their in zip(images.tensor_split(self._passes), labels.tensor_split(self._passes), strict=True):
+            for some, their in parts:
                 self._dropout.part = (first, total) if len(their) < total else None
                 first += len(their)
                 yield paths[own], seeds[own], some, their
 
-    def _logits(self, paths: Paths, seeds: Sequence[int], images: Tensor) -> list[Tensor]:
-        """Of each path."""
-        net = self.bank.net
+    def _losses(
+        self, paths: Paths, seeds: Sequence[int], images: Tensor, labels: Tensor
+    ) -> list[tuple[Tensor, Tensor]]:
+        """Of each path the mean loss, and how many images are classified correctly."""
+        net, smoothing = self.bank.net, self._config.label_smoothing
         # The reducer counts on the hooks of the parameters, past which the bank's gradients would be added.
         bank = None if self._reducer is not None else self.bank
         with autocast(self._config.precision, images.device):
@@ -129,13 +131,13 @@ class Gradients:
                 ((path,), (seed,)) = paths.tolist(), seeds
                 seed_generators(images.device, seed)
                 with nullcontext() if bank is None else bank.adding():
-                    return [net(images, tuple(path))]
+                    return [net.loss(images, tuple(path), labels, smoothing)]
             found = features_together(net, images, paths, bank)
-            logits = []
+            losses = []
             for seed, features in zip(seeds, found, strict=True):
                 seed_generators(images.device, seed)
-                logits.append(net.head(features))
-            return logits
+                losses.append(net.head.loss(features, labels, smoothing))
+            return losses
 
 
 def num_passes(batch_size: int, micro_batch: int | None, world: World) -> int:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from greedynas_fast.errors import InputError
-from greedynas_fast.ops.direct import adding_to_grad
+from greedynas_fast.ops.direct import Flat, adding_to_grad
 from greedynas_fast.supernet.choices import Path
 from greedynas_fast.supernet.supernet import Supernet
 
@@ -189,7 +189,7 @@ class ParameterBank:
 
         The layers then add to the bank's gradients in their backward pass, to the same bits as autograd would.
         """
-        return adding_to_grad()
+        return adding_to_grad(Flat(self.data, self.grad))
 
     def check(self) -> None:
         """See that every parameter and gradient of the supernet still is a view of the bank.

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from greedynas_fast.errors import InputError
-from greedynas_fast.nn import Head, Stem, build_operation, initialise, materialise
+from greedynas_fast.nn import Head, Stem, build_operation, initialise, loss_in_turn, materialise, run_in_turn
 from greedynas_fast.spaces import SearchSpace
 from greedynas_fast.supernet.choices import Path, choices
 from greedynas_fast.supernet.network import Network
@@ -128,11 +128,25 @@ class Supernet(nn.Module):
             InputError: a path that the space does not have.
         """
         operations = self.operations(path)
-        x = self.stem(x)
-        for operation in operations:
-            x = operation(x)
-        logits: Tensor = self.head(x)
+        logits: Tensor = self.head(run_in_turn(operations, self.stem(x)))
         return logits
+
+    def loss(self, x: Tensor, path: Path, labels: Tensor, label_smoothing: float = 0.0) -> tuple[Tensor, Tensor]:
+        """Run one path, and compare what it says with labels.
+
+        Args:
+            x: images [N, C, H, W].
+            path: [L] operation indices.
+            labels: int64 [N].
+            label_smoothing: see `Head.loss`.
+
+        Returns:
+            Mean cross entropy, float32, and the number of correct images, int64; scalars.
+
+        Raises:
+            InputError: a path that the space does not have.
+        """
+        return loss_in_turn(self.stem, self.operations(path), self.head, x, labels, label_smoothing)
 
 
 def extract(net: Supernet, path: Path) -> Network:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 from torch import Tensor
@@ -16,9 +17,9 @@ def ran(monkeypatch: pytest.MonkeyPatch) -> list[direct.Laid]:
     seen: list[direct.Laid] = []
     run = direct.run
 
-    def spy(x: Tensor, laid: direct.Laid, parameters: Sequence[Tensor]) -> Tensor:
+    def spy(x: Tensor, laid: direct.Laid, parameters: Sequence[Tensor], given: Any = None) -> Tensor:
         seen.append(laid)
-        return run(x, laid, parameters)
+        return run(x, laid, parameters, given)
 
     monkeypatch.setattr(direct, "run", spy)
     return seen

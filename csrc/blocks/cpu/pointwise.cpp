@@ -192,11 +192,11 @@ class Call {
     add_block(from.y, row + rows, rows, layer_.out, ahead);
     add_block(input_.x, row + rows, rows, layer_.in, ahead);
     add_block({grad_x, layer_.in}, row + rows, rows, layer_.in, ahead);
-    float* const to = grad_x + row * layer_.in;
+    float* const to = grad_x == nullptr ? nullptr : grad_x + row * layer_.in;
     const bool through_prologue = input_.prologue != Prologue::none && input_.gates == nullptr;
     float* const grad_a = through_prologue ? scratch(2, kMaxBlockRows * layer_.in) : to;
     const GemmRows init = rows_of(add).from(row);
-    multiply(grad, rows, out, in, init, grad_a, ahead);
+    if (grad_a != nullptr) multiply(grad, rows, out, in, init, grad_a, ahead);
     const bool turned = turns_weight(layer_, from);
     GemmRows a{};
     if (through_prologue || gate_sums) {

@@ -4,7 +4,7 @@ One file a block family; attribute names follow timm (`conv_pw`, `conv_dw`, `se.
 reads like that of a known model. All convolutions but those of squeeze-and-excitation have no bias and pad by
 `kernel_size // 2`. Whole networks and supernets live in `greedynas_fast.supernet`, not here.
 
-`backend` says which layers operations stand for; `fused_*` and `prepared` run them.
+`backend` says which layers operations stand for; `fused_*` and `prepared` run them, and `in_turn` several as one.
 """
 
 from greedynas_fast.nn.accelerate import accelerate

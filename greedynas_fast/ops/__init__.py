@@ -2,8 +2,9 @@
 
 Importing this room registers the operations with torch; it is imported where layers are built, not with the package.
 One file an operation (the op-masked ones: `<name>.py` and `<name>_*.py`); `bn_core`, `rows`, `library`, `ragged` and
-`triton_kernels` are what they share. `direct` and what is laid out for it (`*_direct`, `pooled_pointwise`) run the same
-layers in training without operators around them, in tensors of `memory`.
+`triton_kernels` are what they share. `direct` and what is laid out for it (`*_direct`, `conv_norm_act`,
+`pooled_pointwise`, `head_loss`) run the same layers in training without operators around them, in tensors of `memory`;
+`chain` runs several of them as one, and `watch` notices when they must be laid out anew.
 """
 
 from .bn_act import bn_act, bn_statistics, combine_statistics

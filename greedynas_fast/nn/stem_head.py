@@ -119,6 +119,9 @@ class Head(Fusable):
 
         Returns:
             Two scalars, float32 and int64.
+
+        Raises:
+            InputError: a label that is no class; where layers run one by one, torch's own error.
         """
         in_one = self._loss_in_one(x, labels, label_smoothing)
         if in_one is not None:

@@ -1,6 +1,7 @@
 """Several layers one after the other as one step of autograd, which adds to the gradients of their parameters.
 
-For what it saves see csrc/bindings/chain.cpp. Only for `direct.adding_to_grad`: autograd knows of no parameter.
+For what it saves see csrc/bindings/chain.cpp. Only for `direct.adding_to_grad`: autograd knows of no parameter. What
+follows torch's operators in the backward pass alone does not see it.
 """
 
 from __future__ import annotations

@@ -109,7 +109,7 @@ class Laid(ABC):
 
     Args:
         shape: [N, C, H, W] of x.
-        parameters: those that there are, float32 and contiguous; used by address.
+        parameters: those that there are, float32 and without gaps; used by address.
 
     Attributes:
         name: for profilers.

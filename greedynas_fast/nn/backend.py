@@ -6,7 +6,7 @@ choice is an attribute of each block, `use_backend` sets it. What is fused: floa
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Literal, cast, get_args
 
 import torch
@@ -119,7 +119,7 @@ class LayersSeen:
     To look whether it has changed takes a tenth of the time that it takes to decide.
 
     Attributes:
-        prepared: what a caller has worked out from these layers.
+        prepared: what a caller has worked out from these layers; None: nothing yet.
     """
 
     def __init__(self, block: nn.Module, layers: tuple[nn.Module, ...]) -> None:
@@ -137,6 +137,12 @@ class LayersSeen:
             if part is not block:
                 for hooks in _hooks(part):
                     watch.size(hooks)
+
+    def prepare(self, make: Callable[[], Any]) -> Any:
+        """What `make` works out from these layers, kept for the next call."""
+        if self.prepared is None:
+            self.prepared = make()
+        return self.prepared
 
     def holds(self, block: nn.Module) -> bool:
         """Whether all is as it was."""

@@ -34,9 +34,7 @@ def run_norm_act(block: Fusable, norm: nn.BatchNorm2d, act: nn.Module, x: Tensor
     seen = block.seen_fit(x, norm, act)
     if seen is None:
         return norm_act(norm, act, x) if block.fuses(x, norm, act) else None
-    if seen.prepared is None:
-        seen.prepared = _Prepared(norm, act)
-    prepared: _Prepared = seen.prepared
+    prepared: _Prepared = seen.prepare(lambda: _Prepared(norm, act))
     y = prepared.run(x)
     return norm_act(norm, act, x) if y is None else y
 

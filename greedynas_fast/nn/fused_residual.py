@@ -89,9 +89,7 @@ def run_inverted_residual(block: Fusable, layers_of: Callable[[Any], BlockLayers
     seen = block.seen_fit(x)
     if seen is None:
         return _by_operation(layers_of(block), x) if block.fuses(x) else None
-    if seen.prepared is None:
-        seen.prepared = _Prepared(layers_of(block))
-    prepared: _Prepared = seen.prepared
+    prepared: _Prepared = seen.prepare(lambda: _Prepared(layers_of(block)))
     y = prepared.run(x)
     return _by_operation(prepared.layers, x) if y is None else y
 

@@ -67,9 +67,7 @@ class Stem(Fusable):
         seen = self.seen_fit(x, self.conv, self.bn, self.act)
         if seen is None:
             return None
-        if seen.prepared is None:
-            seen.prepared = _PreparedStem(self)
-        prepared: _PreparedStem = seen.prepared
+        prepared: _PreparedStem = seen.prepare(lambda: _PreparedStem(self))
         return prepared.run(x)
 
     def _stands_for(self, layer: nn.Module) -> bool:
@@ -137,9 +135,7 @@ class Head(Fusable):
         seen = self.seen_fit(x, *self._all_layers())
         if seen is None:
             return None
-        if seen.prepared is None:
-            seen.prepared = _Prepared(self, with_loss=True)
-        prepared: _Prepared = seen.prepared
+        prepared: _Prepared = seen.prepare(lambda: _Prepared(self, with_loss=True))
         found = prepared.find(x)
         if found is None:
             return None
@@ -164,9 +160,7 @@ class Head(Fusable):
         seen = self.seen_fit(x, self.conv, self.bn, self.act)
         if seen is None:
             return None
-        if seen.prepared is None:
-            seen.prepared = _Prepared(self)
-        prepared: _Prepared = seen.prepared
+        prepared: _Prepared = seen.prepare(lambda: _Prepared(self))
         return prepared.run(x)
 
 

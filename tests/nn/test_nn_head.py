@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from nn_results import Operators, results
+from nn_results import Operators, assert_close, results
 from torch import nn
 from torch.nn import functional
 from torch.profiler import ProfilerActivity, profile
@@ -37,12 +37,6 @@ def make(channels: int = 5, features: int = 20, activation: str = "relu") -> Hea
 def images(n: int = 3, channels: int = 5, height: int = 7, width: int = 3) -> torch.Tensor:
     x = torch.randn(n, channels, height, width, generator=torch.Generator().manual_seed(1))
     return x.contiguous(memory_format=torch.channels_last)
-
-
-def assert_close(found: list[torch.Tensor], expected: list[torch.Tensor]) -> None:
-    for mine, theirs in zip(found, expected, strict=True):
-        scale = max(float(theirs.abs().max()), 1.0)
-        torch.testing.assert_close(mine.double(), theirs.double(), rtol=0, atol=3e-5 * scale)
 
 
 @pytest.mark.usefixtures("level")

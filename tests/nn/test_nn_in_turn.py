@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from nn_results import assert_close
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
@@ -86,11 +87,6 @@ def step(net: Net, x: Tensor, adds: bool = True) -> list[Tensor]:
 def assert_same(found: list[Tensor], expected: list[Tensor]) -> None:
     assert len(found) == len(expected)
     assert all(torch.equal(*pair) for pair in zip(found, expected, strict=True))
-
-
-def assert_close(found: list[Tensor], expected: list[Tensor]) -> None:
-    for mine, theirs in zip(found, expected, strict=True):
-        torch.testing.assert_close(mine.double(), theirs.double(), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.usefixtures("level")

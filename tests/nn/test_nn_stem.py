@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from nn_results import Operators
+from nn_results import Operators, assert_close
 from torch import nn
 
 from greedynas_fast.errors import InputError
@@ -48,12 +48,6 @@ def results(stem: Stem, x: torch.Tensor) -> list[torch.Tensor]:
     weights = torch.linspace(-1, 1, y.numel(), dtype=y.dtype).view(y.shape)
     gradients = torch.autograd.grad((y * weights).sum(), list(stem.parameters()))
     return [y.detach(), *gradients, *(value.detach().clone() for value in stem.buffers())]
-
-
-def assert_close(found: list[torch.Tensor], expected: list[torch.Tensor]) -> None:
-    for mine, theirs in zip(found, expected, strict=True):
-        scale = max(float(theirs.abs().max()), 1.0)
-        torch.testing.assert_close(mine.double(), theirs.double(), rtol=0, atol=3e-5 * scale)
 
 
 @pytest.mark.usefixtures("level")

@@ -91,7 +91,7 @@ class PathNetwork:
         """See `Architecture`."""
         network = Network(self.space, self.path, seed=seed)
         if dropout is not None:
-            network.head.dropout.p = dropout  # type: ignore[union-attr]
+            network.head.dropout.p = dropout
         return network
 
     def cost(self) -> Cost:

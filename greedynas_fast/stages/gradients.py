@@ -97,7 +97,7 @@ class Gradients:
                 break
             if self._reducer is not None and index == last:
                 self._reducer.begin(paths, _tail(results, stop), together)
-            _weighted(loss, len(their) / config.batch_size, loss_scale).backward()  # type: ignore[no-untyped-call]
+            weighted(loss, len(their) / config.batch_size, loss_scale).backward()  # type: ignore[no-untyped-call]
         if self._reducer is None:
             return _joined(results, len(paths), stop)
         loss_sum, right, stops = self._reducer.finish()
@@ -161,7 +161,7 @@ def autocast(precision: Precision, device: torch.device) -> AbstractContextManag
     return torch.autocast(device.type, AUTOCAST[precision])
 
 
-def _weighted(loss: Tensor, share: float, loss_scale: float | None) -> Tensor:
+def weighted(loss: Tensor, share: float, loss_scale: float | None = None) -> Tensor:
     """A part's mean loss as its part of the mean over the whole batch."""
     weight = share * (1.0 if loss_scale is None else loss_scale)
     return loss if weight == 1.0 else loss * weight

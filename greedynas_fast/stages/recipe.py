@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +15,8 @@ from greedynas_fast.config import RetrainConfig
 from greedynas_fast.errors import InputError
 from greedynas_fast.nn import BatchDropout, synchronise_norms
 from greedynas_fast.runtime import World, all_reduce, seed_generators
-from greedynas_fast.stages.gradients import StepResult, autocast, num_passes
+from greedynas_fast.stages.gradients import StepResult, autocast, num_passes, weighted
+from greedynas_fast.supernet import FlatNetwork, Network
 
 
 class Recipe:
@@ -24,7 +26,7 @@ class Recipe:
 
     Attributes:
         network: the network that is trained.
-        average: its exponential moving average; None where the recipe keeps none.
+        average: the averaged network (exponential moving average); None where the recipe keeps none.
     """
 
     def __init__(
@@ -51,19 +53,18 @@ class Recipe:
                 raise InputError(f"retrain.sync_bn: {error}") from None
         self._drops = [part for part in network.modules() if isinstance(part, BatchDropout)]
         self._replica = network if self._world.size == 1 else _replica(network)
-        self.optimizer = _optimizer(network, config)
-        self._scheduler = _scheduler(self.optimizer, config, steps_per_epoch)
         device = next(network.parameters()).device
+        flat = self._world.size == 1 and isinstance(network, Network) and device.type == "cpu"
+        self._flat = FlatNetwork(cast("Network", network)) if flat else None
+        self.optimizer = _optimizer(network if self._flat is None else self._flat.groups, config)
+        self._scheduler = _scheduler(self.optimizer, config, steps_per_epoch)
         self._scaler = torch.amp.GradScaler(device.type, enabled=config.precision == "fp16")
-        self._ema = None if config.ema_decay is None else ModelEmaV3(network, decay=config.ema_decay)
-
-    @property
-    def average(self) -> nn.Module | None:
-        """The averaged network."""
-        if self._ema is None:
-            return None
-        module: nn.Module = self._ema.module
-        return module
+        self._averaged = network if self._flat is None else self._flat.tensors
+        self._ema = None if config.ema_decay is None else ModelEmaV3(self._averaged, decay=config.ema_decay)
+        self.average: nn.Module | None = None if self._ema is None else self._ema.module
+        if self._ema is not None and self._flat is not None:
+            self.average = copy.deepcopy(network).eval()
+            self._ema.module.move_in(self.average)
 
     @property
     def result(self) -> nn.Module:
@@ -88,7 +89,7 @@ class Recipe:
         """
         config, world = self.config, self._world
         batch = len(labels) if world.size == 1 else config.batch_size
-        self.optimizer.zero_grad(set_to_none=True)
+        self.optimizer.zero_grad(set_to_none=self._flat is None)
         loss, correct = torch.zeros((), device=images.device), torch.zeros((), dtype=torch.int64, device=images.device)
         count = num_passes(batch, config.micro_batch, world)
         parts = list(zip(images.tensor_split(count), labels.tensor_split(count), strict=True))
@@ -98,19 +99,26 @@ class Recipe:
             first += len(targets)
             with self._last_pass(index == len(parts) - 1):
                 with autocast(config.precision, images.device):
-                    logits = self._replica(some)
-                # In float32, where label smoothing over many classes keeps its small terms.
-                part = functional.cross_entropy(logits.float(), targets, label_smoothing=config.label_smoothing)
-                part = part * (len(targets) / batch)
+                    part, right = self._loss(some, targets)
+                part = weighted(part, len(targets) / batch)
                 # What the replicas' gradients are averaged over is multiplied back: they are to be added up.
                 self._scaler.scale(part * world.size if world.size > 1 else part).backward()  # type: ignore[no-untyped-call]
             loss += part.detach()
-            correct += (logits.detach().argmax(dim=1) == targets).sum()
+            correct += right
         if world.size == 1:
             return StepResult(loss, correct, batch, stop)
         figures = torch.stack((loss, correct.float(), torch.tensor(float(stop), device=loss.device)))
         all_reduce(figures).wait()
         return StepResult(figures[0], figures[1], batch, bool(figures[2]))
+
+    def _loss(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean loss, and how many images are classified correctly."""
+        smoothing = self.config.label_smoothing
+        if self._flat is not None:
+            return self._flat.loss(images, labels, smoothing)
+        logits = self._replica(images).float()  # where label smoothing over many classes keeps its small terms
+        loss = functional.cross_entropy(logits, labels, label_smoothing=smoothing)
+        return loss, (logits.detach().argmax(dim=1) == labels).sum()
 
     def _seed_dropout(self, device: torch.device, seed: int, first: int, batch: int, count: int) -> None:
         """Make masks those of the whole batch where that is possible, and else different for each part of it."""
@@ -135,17 +143,19 @@ class Recipe:
         self._scheduler.step_update(step)
         if self.config.grad_clip is not None:
             self._scaler.unscale_(self.optimizer)
-            nn.utils.clip_grad_norm_(self.network.parameters(), self.config.grad_clip)
+            parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
+            nn.utils.clip_grad_norm_(parameters, self.config.grad_clip)
         self._scaler.step(self.optimizer)
         self._scaler.update()
         if self._ema is not None:
-            self._ema.update(self.network, step=step)
+            self._ema.update(self._averaged, step=step)
 
     def state_dict(self) -> dict[str, Any]:
         """Network, optimizer, average and loss scale; tensors and plain values."""
+        optimizer = self.optimizer.state_dict()
         return {
             "network": self.network.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
+            "optimizer": optimizer if self._flat is None else self._flat.split(optimizer),
             "average": None if self.average is None else self.average.state_dict(),
             "scaler": self._scaler.state_dict(),
         }
@@ -153,7 +163,8 @@ class Recipe:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on where the recipe that gave `state` stood."""
         self.network.load_state_dict(state["network"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        optimizer = state["optimizer"]
+        self.optimizer.load_state_dict(optimizer if self._flat is None else self._flat.join(optimizer))
         if self.average is not None:
             self.average.load_state_dict(state["average"])
         self._scaler.load_state_dict(state.get("scaler", {}))  # checkpoints from before `fp16` have none
@@ -170,7 +181,7 @@ def _replica(network: nn.Module) -> nn.Module:
     return replica(network, **exchange)
 
 
-def _optimizer(network: nn.Module, config: RetrainConfig) -> torch.optim.Optimizer:
+def _optimizer(network: nn.Module | list[dict[str, Any]], config: RetrainConfig) -> torch.optim.Optimizer:
     from timm.optim import create_optimizer_v2
 
     extra = {"eps": 1e-3} if config.optimizer == "rmsproptf" else {}

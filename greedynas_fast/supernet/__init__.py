@@ -8,6 +8,7 @@ and the scoring of paths live here. Which paths are trained or scored is decided
 from greedynas_fast.supernet.bank import Block, ParameterBank
 from greedynas_fast.supernet.batchnorm import batch_statistics, recalibrate
 from greedynas_fast.supernet.compaction import compact, load_checkpoint
+from greedynas_fast.supernet.flat import FlatNetwork
 from greedynas_fast.supernet.network import Network
 from greedynas_fast.supernet.optimizer import BankSGD
 from greedynas_fast.supernet.reduction import GradientReducer
@@ -18,6 +19,7 @@ from greedynas_fast.supernet.together import features_together
 __all__ = [
     "BankSGD",
     "Block",
+    "FlatNetwork",
     "GradientReducer",
     "MemoryBound",
     "Network",

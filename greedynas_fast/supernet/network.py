@@ -7,7 +7,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
-from greedynas_fast.nn import Head, Stem, build_operation, initialise, materialise
+from greedynas_fast.nn import Head, Stem, build_operation, initialise, loss_in_turn, materialise
 from greedynas_fast.spaces import SearchSpace
 from greedynas_fast.supernet.choices import Path, choices
 
@@ -34,18 +34,18 @@ class Network(nn.Module):
         self.path = choices(path, space.num_ops)
         # On the meta device PyTorch's own initialisation costs nothing and draws nothing from the global generators.
         with torch.device("meta"):
-            self.stem: nn.Module = Stem(space.stem, space.in_channels)
+            self.stem = Stem(space.stem, space.in_channels)
             self.blocks = nn.ModuleList(
                 build_operation(layer.ops[op], layer.in_channels, layer.out_channels, layer.stride)
                 for layer, op in zip(space.layers, self.path, strict=True)
             )
-            self.head: nn.Module = Head(space.head, space.num_classes)
+            self.head = Head(space.head, space.num_classes)
         materialise(self)
         initialise(self, torch.Generator().manual_seed(seed))
 
     @classmethod
     def from_parts(
-        cls, space: SearchSpace, path: Path, *, stem: nn.Module, blocks: Iterable[nn.Module], head: nn.Module
+        cls, space: SearchSpace, path: Path, *, stem: Stem, blocks: Iterable[nn.Module], head: Head
     ) -> Network:
         """A network of given modules, which it takes as they are: weights, device, mode and all."""
         network = cls.__new__(cls)
@@ -62,3 +62,13 @@ class Network(nn.Module):
             x = block(x)
         logits: Tensor = self.head(x)
         return logits
+
+    def loss(self, x: Tensor, labels: Tensor, label_smoothing: float = 0.0) -> tuple[Tensor, Tensor]:
+        """Compare what the network says of images with labels; see `Supernet.loss`.
+
+        Args:
+            x: images [N, C, H, W].
+            labels: int64 [N].
+            label_smoothing: see `Head.loss`.
+        """
+        return loss_in_turn(self.stem, self.blocks, self.head, x, labels, label_smoothing)

@@ -106,7 +106,12 @@ class Options:
         section = word.lstrip("-").split(".", 1)[0]
         if self._cls is not None and section in field_types(self._cls) and section not in self._fields:
             return f"{word} is no option of this command; `greedynas-fast train` and `run` take it for a new run."
-        near = nearest(word, [f"--{key}" for key in self.parser.get_defaults().as_flat().__dict__])
+        arguments = {action.dest for action in self.parser._actions if not action.option_strings}
+        name = word.lstrip("-")
+        if name in arguments:
+            return f"{word} is no option of this command: {name} is given by itself, without its name before it."
+        keys = self.parser.get_defaults().as_flat().__dict__.keys() - arguments
+        near = nearest(word, [f"--{key}" for key in sorted(keys)])
         return f"unknown option {word}." + (f" The nearest known one is {near}." if near else "")
 
     def _hint(self, key: str) -> Any:

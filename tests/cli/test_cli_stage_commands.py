@@ -158,6 +158,12 @@ def test_options_of_another_command(stage: FakeStage, run_folder: Path, capsys: 
     capsys.readouterr()
 
 
+@pytest.mark.parametrize("command", CONTINUING)
+def test_an_argument_given_as_an_option(stage: FakeStage, run_folder: Path, command: str, capsys: Capture) -> None:
+    assert "run is given by itself, without its name before it." in failure(capsys, command, "--run", str(run_folder))
+    assert "The nearest known one is --json." in failure(capsys, command, str(run_folder), "--jsn")
+
+
 # `retrain` may begin a run; that it refuses to without a path is tested with the stages.
 @pytest.mark.parametrize("command", [command for command in CONTINUING if command != "retrain"])
 def test_no_run_folder(stage: FakeStage, command: str, tmp_path: Path, capsys: Capture) -> None:

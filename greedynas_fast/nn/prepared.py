@@ -15,6 +15,7 @@ from greedynas_fast.ops.rows import threads
 from greedynas_fast.ops.watch import Watch
 
 _MODE = ("training", "track_running_stats", "momentum", "eps")
+_SHAPES = 2  # that layers stay laid out for: parts of a batch differ by one image where it is not divided evenly
 _RUNNING = ("running_mean", "running_var", "num_batches_tracked")
 
 Found = tuple[direct.Laid, list[Tensor]]
@@ -25,7 +26,7 @@ Slot = tuple[nn.Module, str]
 
 
 class Prepared(ABC):
-    """Layers that stay the same (`backend.LayersSeen`), with what their last call was laid out as.
+    """Layers that stay the same (`backend.LayersSeen`), with what their last calls were laid out as.
 
     Whether input, tensors and modes still are the same is looked up in each call, and nothing else is.
 
@@ -47,7 +48,7 @@ class Prepared(ABC):
         )
         self._parameters: list[tuple[dict[str, Any], str]] = [(layer._parameters, name) for layer, name in present]
         self._buffers: list[tuple[dict[str, Any], str]] = [(norm._buffers, name) for norm in norms for name in _RUNNING]
-        self._last: _Last | None = None
+        self._laid: dict[_Key, _LaidOut] = {}
 
     @abstractmethod
     def lay_out(self, x: Tensor, parameters: list[Tensor | None], running: list[direct.Running]) -> direct.Laid | None:
@@ -73,19 +74,22 @@ class Prepared(ABC):
         if x.dtype is not torch.float32 or torch.is_autocast_enabled("cpu"):
             return None
         key = _Key(x.shape, x.is_contiguous(memory_format=torch.channels_last), threads())
-        last = self._last
-        if last is None or key != last.key or not last.watch.holds():
-            last = self._last = self._look(x, key)
-        return None if last.laid is None else (last.laid, last.parameters)
+        found = self._laid.get(key)
+        if found is None or not found.watch.holds():
+            found = self._look(x, key)
+            for old in list(self._laid)[: 1 - _SHAPES]:
+                self._laid.pop(old, None)
+            self._laid[key] = found
+        return None if found.laid is None else (found.laid, found.parameters)
 
     def find_again(self, shape: torch.Size) -> Found | None:
-        """What `find` gave for an input of this shape, channels-last; None where the last one was another."""
-        last = self._last
-        if last is None or last.laid is None or last.key != (shape, True, threads()) or not last.watch.holds():
+        """What `find` gave for an input of this shape, channels-last; None where that is too long ago."""
+        found = self._laid.get(_Key(shape, True, threads()))
+        if found is None or found.laid is None or not found.watch.holds():
             return None
-        return last.laid, last.parameters
+        return found.laid, found.parameters
 
-    def _look(self, x: Tensor, key: _Key) -> _Last:
+    def _look(self, x: Tensor, key: _Key) -> _LaidOut:
         watch = Watch()
         for norm in self._norms:
             watch.entries(norm.__dict__, *_MODE)
@@ -95,11 +99,11 @@ class Prepared(ABC):
             parameters = [place[name] for place, name in self._parameters]
             buffers = [value for place, name in self._buffers if (value := place[name]) is not None]
         except KeyError:  # a parametrised layer
-            return _Last(key, watch, [], None)
+            return _LaidOut(watch, [], None)
         for tensor in (*parameters, *buffers):
             watch.place_of(tensor)
         laid = self._lay_out(x, [*parameters, *buffers]) if x.numel() and key.channels_last else None
-        return _Last(key, watch, parameters, laid)
+        return _LaidOut(watch, parameters, laid)
 
     def _lay_out(self, x: Tensor, tensors: list[Tensor]) -> direct.Laid | None:
         dense = all(t.dtype in (torch.float32, torch.int64) and _is_dense(t) for t in tensors)
@@ -139,10 +143,9 @@ class _Key(NamedTuple):
     threads: int
 
 
-class _Last(NamedTuple):
-    """What was laid out, and for what; replaced as a whole, so that threads do not see half of it."""
+class _LaidOut(NamedTuple):
+    """What was laid out for an input; replaced as a whole, so that threads do not see half of it."""
 
-    key: _Key
     watch: Watch
     parameters: list[Tensor]
     laid: direct.Laid | None

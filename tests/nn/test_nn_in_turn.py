@@ -100,11 +100,23 @@ def test_the_bits_of_one_layer_after_the_other(chains: list[list[str]]) -> None:
     assert chains == [ALL] * 2
 
 
-def test_another_batch_size_runs_alone_once(chains: list[list[str]]) -> None:
+@pytest.mark.parametrize(
+    ("sizes", "alone"),
+    [
+        ((5, 5, 3, 3, 5, 3), [0, 2]),  # parts of a batch that cannot be equal
+        ((5, 3, 4, 3, 4, 5, 3), [0, 1, 2, 5, 6]),
+    ],
+)
+def test_two_batch_sizes_run_alone_once(sizes: tuple[int, ...], alone: list[int], chains: list[list[str]]) -> None:
     net, plain = made(), made()
-    for n in (5, 5, 3, 3, 5, 5):
+    ran_alone = []
+    for number, n in enumerate(sizes):
+        before = len(chains)
         assert_same(step(net, images(n)), step(plain, images(n), adds=False))
-    assert [names == ALL for names in chains] == [True] * 3
+        if len(chains) == before:
+            ran_alone.append(number)
+    assert ran_alone == alone
+    assert all(names == ALL for names in chains)
 
 
 def test_threads_do_not_matter(thread_counts: Iterator[int]) -> None:

@@ -288,6 +288,19 @@ class PooledPointwise:
     def forward(self, x: tuple[int, int], moments: int, z: int, pooled: int) -> None: ...
     def backward(self, x: tuple[int, int], moments: int, z: int, grad: int, gradients: Sequence[int]) -> None: ...
 
+class Recurrence:
+    def __init__(
+        self,
+        paths: int,
+        operations: int,
+        hidden: int,
+        share: float,
+        directions: Sequence[tuple[int, int, int, Sequence[tuple[int, int, int, int]]]],
+        threads: int,
+    ) -> None: ...
+    def forward(self, states: int) -> None: ...
+    def backward(self, grad: int, gradients: Sequence[tuple[int, int]]) -> None: ...
+
 class SqueezeExcite:
     def __init__(
         self, images: int, pixels: int, channels: int, bf16: bool, prologue: int, scale: int, shift: int, threads: int

@@ -36,6 +36,7 @@ void bind_optim(pybind11::module_& m);
 void bind_paths(pybind11::module_& m);
 void bind_pointwise(pybind11::module_& m);
 void bind_pooled_pointwise(pybind11::module_& m);
+void bind_recurrence(pybind11::module_& m);
 void bind_shuffle(pybind11::module_& m);
 void bind_watch(pybind11::module_& m);
 void bind_cuda(pybind11::module_& m);         // only in a build with CUDA

@@ -57,6 +57,7 @@ PYBIND11_MODULE(_core, m) {
   greedynas::bindings::bind_paths(m);
   greedynas::bindings::bind_pointwise(m);
   greedynas::bindings::bind_pooled_pointwise(m);
+  greedynas::bindings::bind_recurrence(m);
   greedynas::bindings::bind_shuffle(m);
   greedynas::bindings::bind_watch(m);
   greedynas::bindings::bind_chain(m);

@@ -6,8 +6,8 @@ Legend: L layers, N operations in the widest layer, H hidden units, n paths.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import Protocol, TypeAlias
+from collections.abc import Callable, Sequence
+from typing import Protocol, TypeAlias, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -16,10 +16,12 @@ from torch import Tensor, nn
 
 from greedynas_fast.errors import InputError
 
+from . import core_recurrence
 from ._random import Stream, generator
-from .prefixes import prefix_levels
+from .prefixes import Level, prefix_levels
 from .recurrence import last_hidden
 
+_T = TypeVar("_T")
 PathsLike: TypeAlias = npt.NDArray[np.integer] | Tensor
 GOOD, WEAK = 0, 1  # columns of the network's output
 _INFERENCE_CHUNK = 1024
@@ -152,14 +154,15 @@ class PathFilter(nn.Module):
         Returns:
             float32 [n, 2].
         """
-        steps = paths.t()  # [L, n]
+        tables, weights = tables or self.tables(), self.recurrent()
+        levels = self._levels(paths)
+        if core_recurrence.runs(*tables, *weights) and len(paths):
+            return self.classify(core_recurrence.last_states(tables, weights, levels))
         states = []
-        for reverse, (table, weight) in enumerate(zip(tables or self.tables(), self.recurrent(), strict=True)):
-            order = list(range(len(self.num_ops)))[:: -1 if reverse else 1]
-            levels = prefix_levels(steps[order], [self.num_ops[layer] for layer in order])
-            rows = [_select(table[layer], level.operations) for layer, level in zip(order, levels, strict=True)]
-            state = last_hidden(rows, weight, [level.parents for level in levels])
-            last = levels[-1].members
+        for table, weight, order, steps in zip(tables, weights, self._orders(), levels, strict=True):
+            rows = [_select(table[layer], level.operations) for layer, level in zip(order, steps, strict=True)]
+            state = last_hidden(rows, weight, [level.parents for level in steps])
+            last = steps[-1].members
             states.append(state if last is None else state[last])
         return self.classify(torch.cat(states, dim=1))
 
@@ -180,12 +183,33 @@ class PathFilter(nn.Module):
         Returns:
             float32 [n, 2].
         """
+        tables, weights = tables or self.tables(), self.recurrent()
+        if core_recurrence.runs(*tables, *weights) and len(first):
+            levels = self._each(lambda layer: Level(first[:, layer], None, None))
+            mixed = core_recurrence.Mixed(gamma, self._each(lambda layer: second[:, layer]))
+            return self.classify(core_recurrence.last_states(tables, weights, levels, mixed))
         states = []
-        for reverse, (table, weight) in enumerate(zip(tables or self.tables(), self.recurrent(), strict=True)):
-            order = list(range(len(self.num_ops)))[:: -1 if reverse else 1]
+        for table, weight, order in zip(tables, weights, self._orders(), strict=True):
             rows = [_select(table[layer], first[:, layer], second[:, layer], gamma) for layer in order]
             states.append(last_hidden(rows, weight, [None] * len(rows)))
         return self.classify(torch.cat(states, dim=1))
+
+    def _orders(self) -> tuple[list[int], list[int]]:
+        """The layers as each direction meets them."""
+        layers = list(range(len(self.num_ops)))
+        return layers, layers[::-1]
+
+    def _each(self, of_layer: Callable[[int], _T]) -> tuple[list[_T], list[_T]]:
+        """Something of each layer, as each direction meets it."""
+        forward, backward = ([of_layer(layer) for layer in order] for order in self._orders())
+        return forward, backward
+
+    def _levels(self, paths: Tensor) -> tuple[list[Level], list[Level]]:
+        """The distinct beginnings of paths, for both directions."""
+        forward, backward = (
+            prefix_levels(paths.t()[order], [self.num_ops[layer] for layer in order]) for order in self._orders()
+        )
+        return forward, backward
 
     def recurrent(self) -> tuple[Tensor, Tensor]:
         """Hidden-to-hidden weights of both directions, each [4H, H]."""

@@ -31,7 +31,7 @@ class FilterOptimizer:
         average: float,
     ) -> None:
         self._parameters = list(net.parameters())
-        self._adam = torch.optim.Adam(self._parameters, lr=lr, weight_decay=weight_decay)
+        self._adam = torch.optim.Adam(self._parameters, lr=lr, weight_decay=weight_decay, fused=True)
         self._lr, self._steps, self._schedule, self._decay = lr, steps, schedule, average
         self._done = 0
         self._mean = [parameter.detach().clone() for parameter in self._parameters] if average else []

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 # that torch starts after the variables that hold it are set.
 MEASUREMENTS = {
     "filter": "paths scored a second",
+    "filter_training": "paths a second through the filter's network, forward and backward",
     "sampler": "paths accepted a second by rejection at q = 0.99",
     "codec": "paths packed and unpacked a second",
     "mixconv": "images a second through a MixConv layer, forward and backward",

@@ -33,9 +33,10 @@ class Mixed(NamedTuple):
 
 
 def runs(*tensors: Tensor) -> bool:
-    """Whether the core can run on these."""
+    """Whether the core runs on these: in training. Without gradients the network stays `FilterEngine`'s reference."""
     plain = all(type(t) in _PLAIN and t.dtype is torch.float32 and t.device.type == "cpu" for t in tensors)
-    return plain and not torch.compiler.is_compiling()
+    trains = torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
+    return plain and trains and not torch.compiler.is_compiling()
 
 
 def last_states(

@@ -155,14 +155,18 @@ class PathFilter(nn.Module):
             float32 [n, 2].
         """
         tables, weights = tables or self.tables(), self.recurrent()
-        levels = self._levels(paths)
         if core_recurrence.runs(*tables, *weights) and len(paths):
-            return self.classify(core_recurrence.last_states(tables, weights, levels))
+            return self.classify(core_recurrence.last_states(tables, weights, self._levels(paths)))
+        return self.by_torch(paths, tables)
+
+    def by_torch(self, paths: Tensor, tables: tuple[Tensor, Tensor] | None = None) -> Tensor:
+        """`forward` by torch's operators, on any device and in any precision."""
+        directions = zip(tables or self.tables(), self.recurrent(), self._orders(), self._levels(paths), strict=True)
         states = []
-        for table, weight, order, steps in zip(tables, weights, self._orders(), levels, strict=True):
-            rows = [_select(table[layer], level.operations) for layer, level in zip(order, steps, strict=True)]
-            state = last_hidden(rows, weight, [level.parents for level in steps])
-            last = steps[-1].members
+        for table, weight, order, levels in directions:
+            rows = [_select(table[layer], level.operations) for layer, level in zip(order, levels, strict=True)]
+            state = last_hidden(rows, weight, [level.parents for level in levels])
+            last = levels[-1].members
             states.append(state if last is None else state[last])
         return self.classify(torch.cat(states, dim=1))
 

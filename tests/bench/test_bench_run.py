@@ -41,8 +41,8 @@ def test_unknown_names() -> None:
         bench.measure(["codec", "codek"])
     with pytest.raises(
         InputError,
-        match=r"unknown measurement 'x'\. Known: filter, sampler, codec, mixconv, depthwise, bn_act, squeeze_excite, "
-        r"block, supernet_step, step_overhead, score_paths, data, train\.",
+        match=r"unknown measurement 'x'\. Known: filter, filter_training, sampler, codec, mixconv, depthwise, bn_act, "
+        r"squeeze_excite, block, supernet_step, step_overhead, score_paths, data, train\.",
     ):
         bench.measure(["x"])
 

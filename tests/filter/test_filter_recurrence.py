@@ -90,6 +90,7 @@ def test_large_states_saturate_and_broken_ones_show(ran: list[int]) -> None:
 def test_what_the_core_does_not_run(ran: list[int]) -> None:
     net, first, _ = made((3, 2, 4), 8, 20)
     assert net(first[:0]).shape == (0, 2)
+    net.log_prob_weak(first)
     net.double()(first)
     assert ran == []
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import gc
 import os
 import shlex
 import signal
@@ -59,6 +60,7 @@ def run_process() -> NoReturn:
         # then restarts all ranks. What registers first runs last: everybody else's exit functions have run by then.
         atexit.register(leave)
     code = main()
+    gc.freeze()  # torch leaves so many objects that the interpreter would search them for cycles for a second
     sys.exit(code)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -54,8 +54,8 @@ class Recipe:
         self._drops = [part for part in network.modules() if isinstance(part, BatchDropout)]
         self._replica = network if self._world.size == 1 else _replica(network)
         device = next(network.parameters()).device
-        flat = self._world.size == 1 and isinstance(network, Network) and device.type == "cpu"
-        self._flat = FlatNetwork(cast("Network", network)) if flat else None
+        alone = self._world.size == 1 and device.type == "cpu"
+        self._flat = FlatNetwork(network) if alone and isinstance(network, Network) else None
         self.optimizer = _optimizer(network if self._flat is None else self._flat.groups, config)
         self._scheduler = _scheduler(self.optimizer, config, steps_per_epoch)
         self._scaler = torch.amp.GradScaler(device.type, enabled=config.precision == "fp16")

@@ -39,7 +39,7 @@ class FlatTensors(nn.Module):
         counters: of batches, int64 [c].
 
     Args:
-        network: its parameters are float32, its buffers float32 or int64.
+        network: on the CPU; its parameters are float32, its buffers float32 or int64.
     """
 
     values: nn.Parameter
@@ -88,7 +88,7 @@ class FlatNetwork:
             as timm groups a network's. Their gradients are to be set to zero, not to None.
 
     Args:
-        network: see `FlatTensors`; on the CPU.
+        network: see `FlatTensors`.
     """
 
     def __init__(self, network: Network) -> None:

@@ -31,10 +31,10 @@ from greedynas_fast.config import load_config
 from greedynas_fast.nn import Head
 from greedynas_fast.runtime import RunFolder
 from greedynas_fast.stages import algorithm1 as algorithm1_module
-from greedynas_fast.stages import recipe as recipe_module
 from greedynas_fast.stages.recipe import Recipe
 from greedynas_fast.stages.run import run
 from greedynas_fast.stages.train import train
+from greedynas_fast.supernet import Network
 
 Capture = pytest.CaptureFixture[str]
 
@@ -156,16 +156,14 @@ def test_a_learning_rate_that_explodes(config: Path, here: Path, capsys: Capture
 
 
 def nan_at(step: int, original: Callable[..., Any]) -> Callable[..., Any]:
-    """A loss, or the first of its results, that is NaN the `step`-th time."""
+    """A function whose first result, a loss, is NaN the `step`-th time."""
     calls = 0
 
     def loss(*args: Any, **kwargs: Any) -> Any:
         nonlocal calls
         calls += 1
-        value = original(*args, **kwargs)
-        if calls != step:
-            return value
-        return (value[0] * float("nan"), *value[1:]) if isinstance(value, tuple) else value * float("nan")
+        value, *others = original(*args, **kwargs)
+        return (value * float("nan") if calls == step else value, *others)
 
     return loss
 
@@ -180,11 +178,8 @@ def test_a_loss_that_is_not_finite(
     stage: str,
 ) -> None:
     with monkeypatch.context() as patch:
-        if stage == "train":
-            patch.setattr(Head, "loss", nan_at(7, Head.loss))
-        else:
-            loss = nan_at(7, torch.nn.functional.cross_entropy)
-            patch.setattr(recipe_module, "functional", type("F", (), {"cross_entropy": loss}))
+        network: type[Head | Network] = Head if stage == "train" else Network
+        patch.setattr(network, "loss", nan_at(7, network.loss))
         message = failure(capsys, "run", "--run", RUN, "--config", config)
     # Training has a checkpoint after the update at step 6, retraining at step 4.
     kept = f"run/checkpoints/{stage}/step-{6 if stage == 'train' else 4:09d}.pt"

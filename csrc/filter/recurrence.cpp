@@ -155,6 +155,7 @@ class Backward {
         kept_(kept),
         gradients_(gradients),
         gemm_(blocks::gemm_kernel_for(cpu::selected())),
+        cells_kernel_(cell_kernel_for(cpu::selected())),
         weights_(gemm_, widths, direction_.weight, false),
         most_rows_(most_rows(direction_)),
         room_(most_rows_ * (widths.gates + 6 * std::int64_t{widths.units})),
@@ -192,9 +193,8 @@ class Backward {
       states = gathered(level, kept_[t - 1].state, units, begin, end, states_ + at);
     }
     const bool is_last = t + 1 == direction_.levels.size();
-    cell_kernel_for(cpu::selected())
-        .backward(end - begin, units, kept_[t].gates + gates, cells, kept_[t].tanh_cell + at, grad_state_ + at,
-                  is_last ? nullptr : grad_cell_ + at, grad_gates_ + gates, grad_cell_before_ + at);
+    cells_kernel_.backward(end - begin, units, kept_[t].gates + gates, cells, kept_[t].tanh_cell + at, grad_state_ + at,
+                           is_last ? nullptr : grad_cell_ + at, grad_gates_ + gates, grad_cell_before_ + at);
     if (states == nullptr) return;
     GemmAhead nothing;
     gemm_.multiply({grad_gates_ + gates, widths_.gates}, end - begin, widths_.gates, weights_.packed.floats(), units,
@@ -258,6 +258,7 @@ class Backward {
   const std::vector<Kept<const float>>& kept_;
   RecurrenceGradients gradients_;
   const GemmKernel& gemm_;
+  const CellKernel& cells_kernel_;
   Weights weights_;
   std::int64_t most_rows_;
   cpu::Workspace room_, grad_weight_;

@@ -63,7 +63,7 @@ def train(recipe: Recipe, first: int, last: int) -> list[float]:
     return losses
 
 
-@pytest.mark.parametrize("values", OPTIMIZERS)
+@pytest.mark.parametrize("values", [*OPTIMIZERS, {"precision": "bf16"}, {"precision": "fp16"}])
 @pytest.mark.parametrize("micro_batch", [None, 6])
 @pytest.mark.parametrize("ema_decay", [None, 0.9])
 def test_the_same_bits(

@@ -9,13 +9,18 @@
 
 namespace greedynas::bindings {
 
+using Address = std::uintptr_t;  // of an array
+
 template <typename T>
-T* at(std::uintptr_t address) {
+T* at(Address address) {
   return reinterpret_cast<T*>(address);
 }
 
 // An address, and the distance of rows or the groups of a convolution.
-using Place = std::pair<std::uintptr_t, std::int64_t>;
+using Place = std::pair<Address, std::int64_t>;
+
+// Calls that leave Python to other threads.
+using Released = pybind11::call_guard<pybind11::gil_scoped_release>;
 
 // The layer for this x; layers are made once for many.
 template <class Layer>

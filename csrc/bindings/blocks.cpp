@@ -16,10 +16,9 @@ namespace py = pybind11;
 namespace {
 
 using blocks::MixconvCall;
-using Released = py::call_guard<py::gil_scoped_release>;
 
 // Address of the first element, then elements between images, rows and pixels.
-using Tensor = std::tuple<std::uintptr_t, std::int64_t, std::int64_t, std::int64_t>;
+using Tensor = std::tuple<Address, std::int64_t, std::int64_t, std::int64_t>;
 
 blocks::MixconvTensor tensor_of(const Tensor& tensor) {
   const auto [address, image, row, pixel] = tensor;
@@ -32,8 +31,8 @@ blocks::MixconvStorage storage_of(bool bf16) {
 
 // A group is (channels, kernel size, address of its weight); activation counts as blocks::MixconvActivation does.
 MixconvCall make_call(bool bf16, bool weight_bf16, const std::array<std::int64_t, 3>& batch_height_width, int stride,
-                      const std::vector<std::tuple<std::int64_t, int, std::uintptr_t>>& groups, const Tensor& x,
-                      int activation, std::uintptr_t scale, std::uintptr_t shift) {
+                      const std::vector<std::tuple<std::int64_t, int, Address>>& groups, const Tensor& x,
+                      int activation, Address scale, Address shift) {
   const auto [batch, height, width] = batch_height_width;
   MixconvCall call{storage_of(bf16), storage_of(weight_bf16), batch, height, width, stride, {}, tensor_of(x)};
   for (const auto& [channels, kernel, weight] : groups) {
@@ -51,8 +50,8 @@ cpu::Workspace workspace_of(const MixconvCall& call, int threads) {
 }
 
 // weight_grads: an address a group, or none at all.
-void backward(MixconvCall& call, const Tensor& grad, std::uintptr_t stats_grad, const Tensor& y, const Tensor& x_grad,
-              const std::vector<std::uintptr_t>& weight_grads, std::uintptr_t norm_grad, int threads) {
+void backward(MixconvCall& call, const Tensor& grad, Address stats_grad, const Tensor& y, const Tensor& x_grad,
+              const std::vector<Address>& weight_grads, Address norm_grad, int threads) {
   const cpu::Workspace workspace = workspace_of(call, threads);
   for (std::size_t g = 0; g < call.groups.size(); ++g) {
     call.groups[g].weight_grad = weight_grads.empty() ? nullptr : at<void>(weight_grads.at(g));
@@ -72,7 +71,7 @@ void bind_blocks(py::module_& m) {
            py::arg("shift"))
       .def(
           "forward",
-          [](const MixconvCall& call, const Tensor& y, std::uintptr_t stats, int threads) {
+          [](const MixconvCall& call, const Tensor& y, Address stats, int threads) {
             const cpu::Workspace workspace = workspace_of(call, threads);
             blocks::mixconv_forward(call, tensor_of(y), at<float>(stats), {}, workspace.floats(), threads);
           },

@@ -295,11 +295,9 @@ void bind_chain(py::module_& m) {
            py::arg("pooling"), py::arg("loss"));
   py::class_<Chain>(m, "Chain")
       .def(py::init<std::vector<std::shared_ptr<Link>>>(), py::arg("links"))
-      .def("forward", &Chain::forward, py::arg("x"), py::arg("targets"), py::arg("y"),
-           py::call_guard<py::gil_scoped_release>())
+      .def("forward", &Chain::forward, py::arg("x"), py::arg("targets"), py::arg("y"), Released())
       .def("sums_at", &Chain::sums_at, py::arg("begin"), py::arg("end"), py::arg("distance"))
-      .def("backward", &Chain::backward, py::arg("x"), py::arg("grad"), py::arg("grad_x"), py::arg("sums"),
-           py::call_guard<py::gil_scoped_release>());
+      .def("backward", &Chain::backward, py::arg("x"), py::arg("grad"), py::arg("grad_x"), py::arg("sums"), Released());
 }
 
 }  // namespace greedynas::bindings

@@ -15,8 +15,6 @@ namespace py = pybind11;
 namespace {
 
 using blocks::ClassifierLoss;
-using Released = py::call_guard<py::gil_scoped_release>;
-using Address = std::uintptr_t;
 using Places = std::array<Address, 3>;
 
 blocks::ClassifierKept kept_at(const Places& kept) {

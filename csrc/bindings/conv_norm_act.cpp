@@ -16,8 +16,6 @@ namespace py = pybind11;
 namespace {
 
 using blocks::ConvNormAct;
-using Released = py::call_guard<py::gil_scoped_release>;
-using Address = std::uintptr_t;
 
 }  // namespace
 

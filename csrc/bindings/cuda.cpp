@@ -19,7 +19,6 @@ namespace py = pybind11;
 
 namespace {
 
-using Address = std::uintptr_t;
 namespace device_paths = paths::cuda;
 namespace device_filter = filter::cuda;
 

@@ -18,8 +18,6 @@ namespace py = pybind11;
 
 namespace {
 
-using Released = py::call_guard<py::gil_scoped_release>;
-using Address = std::uintptr_t;
 using blocks::cuda::Mixconv;
 using blocks::cuda::Storage;
 using norm::cuda::SqueezeExcite;

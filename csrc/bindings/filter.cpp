@@ -26,7 +26,7 @@ filter::Precision precision_of(const std::string& name) {
 
 // Addresses of float32 arrays in the layouts of filter::Parameters, in its order.
 std::shared_ptr<filter::Model> make_model(std::vector<int> num_ops, int operations, int hidden,
-                                          const std::string& precision, const std::vector<std::uintptr_t>& parameters) {
+                                          const std::string& precision, const std::vector<Address>& parameters) {
   const filter::Shape shape{static_cast<int>(num_ops.size()), operations, hidden};
   const auto values = [&](std::size_t i) { return at<const float>(parameters.at(i)); };
   return std::make_shared<filter::Model>(
@@ -69,21 +69,19 @@ void bind_filter(py::module_& m) {
       .def_property_readonly("isa", [](const Model& model) { return model.kernel().name; })
       .def(
           "score",
-          [](const Model& model, std::uintptr_t paths, std::int64_t n, int threads, std::uintptr_t log_weak) {
+          [](const Model& model, Address paths, std::int64_t n, int threads, Address log_weak) {
             filter::score(model, at<const std::uint8_t>(paths), n, threads, at<float>(log_weak));
           },
-          py::arg("paths"), py::arg("n"), py::arg("threads"), py::arg("log_weak"),
-          py::call_guard<py::gil_scoped_release>())
+          py::arg("paths"), py::arg("n"), py::arg("threads"), py::arg("log_weak"), Released())
       .def(
           "score_keys",
-          [](const Model& model, std::uintptr_t keys, std::int64_t n, int threads, std::uintptr_t log_weak) {
+          [](const Model& model, Address keys, std::int64_t n, int threads, Address log_weak) {
             filter::score_keys(model, at<const std::uint64_t>(keys), n, threads, at<float>(log_weak));
           },
-          py::arg("keys"), py::arg("n"), py::arg("threads"), py::arg("log_weak"),
-          py::call_guard<py::gil_scoped_release>())
+          py::arg("keys"), py::arg("n"), py::arg("threads"), py::arg("log_weak"), Released())
       .def(
           "reject",
-          [](const Model& model, std::uintptr_t allowed, std::uint64_t seed, std::uint32_t stream, std::uint64_t start,
+          [](const Model& model, Address allowed, std::uint64_t seed, std::uint32_t stream, std::uint64_t start,
              std::int64_t wanted, std::int64_t limit, double threshold, bool want_fallbacks, int threads,
              const Model* screen, double band) {
             return reject(

@@ -20,7 +20,6 @@ namespace py = pybind11;
 namespace {
 
 using blocks::InvertedResidual;
-using Released = py::call_guard<py::gil_scoped_release>;
 
 // A weight in parts, or its gradient, as the one array that the core wants, for one call.
 class Joined {

@@ -10,8 +10,6 @@
 
 namespace greedynas::bindings {
 
-using Address = std::uintptr_t;
-
 inline float* floats(Address address) { return at<float>(address); }
 
 // The weight of a 1x1 convolution: its groups, which are one array or an array each.

@@ -10,9 +10,6 @@ namespace py = pybind11;
 
 namespace {
 
-using Released = py::call_guard<py::gil_scoped_release>;
-using Address = std::uintptr_t;
-
 norm::Shape shape_at(std::int64_t rows, int channels, bool bf16) {
   return norm::shape_of(bf16 ? norm::Storage::bf16 : norm::Storage::float32, rows, channels);
 }

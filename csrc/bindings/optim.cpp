@@ -12,9 +12,6 @@ namespace py = pybind11;
 
 namespace {
 
-using Released = py::call_guard<py::gil_scoped_release>;
-using Address = std::uintptr_t;
-
 static_assert(sizeof(optim::Block) == 3 * sizeof(std::int64_t));
 
 optim::Blocks blocks_at(Address address, std::int64_t count) { return {at<const optim::Block>(address), count}; }
@@ -44,7 +41,7 @@ void bind_optim(py::module_& m) {
   // which keeps backward passes of other threads from the same sums.
   m.def(
       "add_arrays",
-      [](const std::vector<std::uintptr_t>& sums, const std::vector<std::uintptr_t>& summands,
+      [](const std::vector<Address>& sums, const std::vector<Address>& summands,
          const std::vector<std::int64_t>& counts) {
         for (std::size_t k = 0; k < counts.size(); ++k) {
           float* const sum = at<float>(sums.at(k));

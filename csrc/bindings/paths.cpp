@@ -12,27 +12,25 @@ namespace py = pybind11;
 
 namespace {
 
-using Released = py::call_guard<py::gil_scoped_release>;
-
 void bind_keys(py::module_& m) {
   m.def(
       "pack",
-      [](std::uintptr_t paths_address, std::int64_t n, int layers, std::uintptr_t keys) {
+      [](Address paths_address, std::int64_t n, int layers, Address keys) {
         paths::pack(at<const std::uint8_t>(paths_address), n, layers, at<std::uint64_t>(keys));
       },
       py::arg("paths"), py::arg("n"), py::arg("layers"), py::arg("keys"), Released());
   m.def(
       "unpack",
-      [](std::uintptr_t keys, std::int64_t n, int layers, std::uintptr_t paths_address) {
+      [](Address keys, std::int64_t n, int layers, Address paths_address) {
         paths::unpack(at<const std::uint64_t>(keys), n, layers, at<std::uint8_t>(paths_address));
       },
       py::arg("keys"), py::arg("n"), py::arg("layers"), py::arg("paths"), Released());
   m.def(
-      "sort_keys", [](std::uintptr_t keys, std::int64_t n) { paths::sort_keys(at<std::uint64_t>(keys), n); },
-      py::arg("keys"), py::arg("n"), Released());
+      "sort_keys", [](Address keys, std::int64_t n) { paths::sort_keys(at<std::uint64_t>(keys), n); }, py::arg("keys"),
+      py::arg("n"), Released());
   m.def(
       "unique_keys",
-      [](std::uintptr_t keys, std::int64_t n, std::uintptr_t unique, std::uintptr_t first, std::uintptr_t inverse) {
+      [](Address keys, std::int64_t n, Address unique, Address first, Address inverse) {
         return paths::unique_keys(at<const std::uint64_t>(keys), n, at<std::uint64_t>(unique), at<std::int64_t>(first),
                                   at<std::int64_t>(inverse));
       },
@@ -45,20 +43,20 @@ void bind_key_set(py::module_& m) {
       .def(py::init<>())
       .def(
           "insert",
-          [](KeySet& set, std::uintptr_t keys, std::int64_t n, std::uintptr_t fresh) {
+          [](KeySet& set, Address keys, std::int64_t n, Address fresh) {
             return set.insert(at<const std::uint64_t>(keys), n, at<std::uint8_t>(fresh));
           },
           py::arg("keys"), py::arg("n"), py::arg("fresh"), Released())
       .def(
           "contains",
-          [](const KeySet& set, std::uintptr_t keys, std::int64_t n, std::uintptr_t found) {
+          [](const KeySet& set, Address keys, std::int64_t n, Address found) {
             set.contains(at<const std::uint64_t>(keys), n, at<std::uint8_t>(found));
           },
           py::arg("keys"), py::arg("n"), py::arg("found"), Released())
       .def("size", &KeySet::size, Released())
       .def(
           "export_keys",
-          [](const KeySet& set, std::uintptr_t out, std::int64_t capacity) {
+          [](const KeySet& set, Address out, std::int64_t capacity) {
             return set.export_keys(at<std::uint64_t>(out), capacity);
           },
           py::arg("out"), py::arg("capacity"), Released());
@@ -67,8 +65,8 @@ void bind_key_set(py::module_& m) {
 void bind_draws(py::module_& m) {
   m.def(
       "propose",
-      [](std::uintptr_t allowed, int layers, int max_operations, std::uint64_t seed, std::uint32_t stream,
-         std::uint64_t start, std::int64_t count, std::uintptr_t paths_address) {
+      [](Address allowed, int layers, int max_operations, std::uint64_t seed, std::uint32_t stream, std::uint64_t start,
+         std::int64_t count, Address paths_address) {
         paths::propose(at<const std::uint8_t>(allowed), layers, max_operations, seed, stream, start, count,
                        at<std::uint8_t>(paths_address));
       },
@@ -76,8 +74,8 @@ void bind_draws(py::module_& m) {
       py::arg("start"), py::arg("count"), py::arg("paths"), Released());
   m.def(
       "propose_at",
-      [](std::uintptr_t allowed, int layers, int max_operations, std::uint64_t seed, std::uint32_t stream,
-         std::uintptr_t numbers, std::int64_t count, std::uintptr_t paths_address) {
+      [](Address allowed, int layers, int max_operations, std::uint64_t seed, std::uint32_t stream, Address numbers,
+         std::int64_t count, Address paths_address) {
         paths::propose_at(at<const std::uint8_t>(allowed), layers, max_operations, seed, stream,
                           at<const std::uint64_t>(numbers), count, at<std::uint8_t>(paths_address));
       },
@@ -85,8 +83,8 @@ void bind_draws(py::module_& m) {
       py::arg("numbers"), py::arg("count"), py::arg("paths"), Released());
   m.def(
       "crossover",
-      [](std::uintptr_t parents, std::int64_t pairs, int layers, double probability, std::uint64_t seed,
-         std::uint32_t stream, std::uint64_t start, std::uintptr_t children) {
+      [](Address parents, std::int64_t pairs, int layers, double probability, std::uint64_t seed, std::uint32_t stream,
+         std::uint64_t start, Address children) {
         paths::crossover(at<const std::uint8_t>(parents), pairs, layers, probability, seed, stream, start,
                          at<std::uint8_t>(children));
       },
@@ -94,8 +92,8 @@ void bind_draws(py::module_& m) {
       py::arg("stream"), py::arg("start"), py::arg("children"), Released());
   m.def(
       "mutate",
-      [](std::uintptr_t paths_address, std::int64_t n, std::uintptr_t allowed, int layers, int max_operations,
-         double probability, std::uint64_t seed, std::uint32_t stream, std::uint64_t start, std::uintptr_t mutated) {
+      [](Address paths_address, std::int64_t n, Address allowed, int layers, int max_operations, double probability,
+         std::uint64_t seed, std::uint32_t stream, std::uint64_t start, Address mutated) {
         paths::mutate(at<const std::uint8_t>(paths_address), n, at<const std::uint8_t>(allowed), layers, max_operations,
                       probability, seed, stream, start, at<std::uint8_t>(mutated));
       },

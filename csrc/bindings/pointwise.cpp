@@ -10,9 +10,6 @@ namespace py = pybind11;
 
 namespace {
 
-using Released = py::call_guard<py::gil_scoped_release>;
-using Address = std::uintptr_t;
-
 // A layer, what it reads and its weight.
 struct Layer {
   blocks::Pointwise layer;

@@ -16,8 +16,6 @@ namespace py = pybind11;
 namespace {
 
 using blocks::PooledPointwise;
-using Released = py::call_guard<py::gil_scoped_release>;
-using Address = std::uintptr_t;
 
 }  // namespace
 

@@ -19,7 +19,6 @@ namespace py = pybind11;
 
 namespace {
 
-using Address = std::uintptr_t;
 using filter::Recurrence;
 
 // Rows, and the addresses of operations, others and parents.
@@ -64,7 +63,6 @@ class Passes {
 }  // namespace
 
 void bind_recurrence(py::module_& m) {
-  using Released = py::call_guard<py::gil_scoped_release>;
   py::class_<Passes>(m, "Recurrence")
       .def(py::init([](std::int64_t paths, int operations, int hidden, float share,
                        const std::array<Direction, 2>& directions, int threads) {

@@ -9,9 +9,6 @@ namespace py = pybind11;
 
 namespace {
 
-using Released = py::call_guard<py::gil_scoped_release>;
-using Address = std::uintptr_t;
-
 blocks::ShuffleRows rows_at(Address address, std::int64_t stride) { return {at<const void>(address), stride}; }
 
 }  // namespace

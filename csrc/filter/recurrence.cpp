@@ -3,7 +3,7 @@
 #include <algorithm>
 #include <functional>
 
-#include "blocks/cpu/gemm_kernels.h"
+#include "blocks/cpu/gemm_kernels.h"  // products of small matrices
 #include "cpu/isa.h"
 #include "cpu/memory.h"
 #include "cpu/team.h"

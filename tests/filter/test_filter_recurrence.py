@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import pytest
 import torch
@@ -45,8 +46,8 @@ def ran(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     counts: list[int] = []
     run = core_recurrence.last_states
 
-    def spy(*args: object) -> Tensor:
-        states = run(*args)  # type: ignore[arg-type]
+    def spy(*args: Any) -> Tensor:
+        states = run(*args)
         counts.append(len(states))
         return states
 

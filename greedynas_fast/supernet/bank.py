@@ -14,15 +14,13 @@ from typing import cast
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from greedynas_fast.errors import InputError
 from greedynas_fast.ops.direct import Flat, adding_to_grad
 from greedynas_fast.supernet.choices import Path
+from greedynas_fast.supernet.slots import Slot, room
 from greedynas_fast.supernet.supernet import Supernet
-
-_ALIGNMENT = 16
-"""Floats: every parameter starts on a 64-byte boundary, as a tensor of its own would."""
 
 
 @dataclass(frozen=True)
@@ -35,21 +33,12 @@ class Block:
 
 
 @dataclass(frozen=True)
-class _Slot:
-    """Where one parameter lies; `stride` keeps its memory format."""
+class _Member:
+    """A parameter, and where it lies."""
 
     name: str
     parameter: nn.Parameter
-    offset: int
-    stride: tuple[int, ...]
-
-    def view(self, buffer: Tensor) -> Tensor:
-        return buffer.as_strided(self.parameter.shape, self.stride, self.offset)
-
-
-def room(parameter: Tensor) -> int:
-    """Floats that a parameter takes in a bank, padding included."""
-    return -(-parameter.numel() // _ALIGNMENT) * _ALIGNMENT
+    slot: Slot
 
 
 class ParameterBank:
@@ -77,7 +66,7 @@ class ParameterBank:
         if len(kinds) != 1 or next(iter(kinds))[0] != torch.float32:
             found = ", ".join(sorted(f"{dtype} on {device}" for dtype, device in kinds))
             raise InputError(f"net: expected float32 parameters on one device, got {found}")
-        self._slots: list[_Slot] = []
+        self._members: list[_Member] = []
         self._end = 0
         self._fixed = self._place([("stem", net.stem), ("head", net.head)])
         self._blocks: list[list[Block]] = []
@@ -104,18 +93,16 @@ class ParameterBank:
         return Block(start, decay_end, self._end)
 
     def _append(self, name: str, parameter: nn.Parameter) -> None:
-        # A clone that preserves the memory format has dense strides even where the parameter is a view.
-        stride = torch.empty_like(parameter, device="meta").stride()
-        self._slots.append(_Slot(name, parameter, self._end, stride))
+        self._members.append(_Member(name, parameter, Slot.of(parameter, self._end)))
         self._end += room(parameter)
 
     @torch.no_grad()
     def _move_in(self) -> None:
-        for slot in self._slots:
-            view = slot.view(self.data)
-            view.copy_(slot.parameter)
-            slot.parameter.data = view
-            slot.parameter.grad = slot.view(self.grad)
+        for member in self._members:
+            view = member.slot.view(self.data)
+            view.copy_(member.parameter)
+            member.parameter.data = view
+            member.parameter.grad = member.slot.view(self.grad)
 
     def blocks(self) -> Iterable[Block]:
         """All blocks in the order of the buffer, layer -1 first."""
@@ -146,10 +133,10 @@ class ParameterBank:
         found: dict[Block, list[nn.Parameter]] = {}
         blocks = iter(block for block in self.blocks() if block.end > block.start)
         block = next(blocks)
-        for slot in self._slots:  # in the order of the blocks
-            while slot.offset >= block.end:
+        for member in self._members:  # in the order of the blocks
+            while member.slot.start >= block.end:
                 block = next(blocks)
-            found.setdefault(block, []).append(slot.parameter)
+            found.setdefault(block, []).append(member.parameter)
         return found
 
     def active(self, path: Path) -> list[Block]:
@@ -198,10 +185,10 @@ class ParameterBank:
             RuntimeError: names the first one that is not.
         """
         current = dict(self.net.named_parameters())
-        if current.keys() != {slot.name for slot in self._slots}:
+        if current.keys() != {member.name for member in self._members}:
             raise RuntimeError("parameter bank: the supernet has gained or lost parameters since the bank was made")
-        for slot in self._slots:
-            parameter = current[slot.name]
+        for member in self._members:
+            parameter, slot = current[member.name], member.slot
             pairs = ((parameter.data, self.data, "parameter"), (parameter.grad, self.grad, "gradient"))
             for tensor, buffer, what in pairs:
                 if (
@@ -209,4 +196,4 @@ class ParameterBank:
                     or tensor.data_ptr() != slot.view(buffer).data_ptr()
                     or tensor.stride() != slot.stride
                 ):
-                    raise RuntimeError(f"parameter bank: the {what} of {slot.name} no longer lies in the bank")
+                    raise RuntimeError(f"parameter bank: the {what} of {member.name} no longer lies in the bank")

@@ -15,7 +15,8 @@ from torch import Tensor
 
 from greedynas_fast.nn import build_operation
 from greedynas_fast.spaces.specs import LayerSpec
-from greedynas_fast.supernet.bank import ParameterBank, room
+from greedynas_fast.supernet.bank import ParameterBank
+from greedynas_fast.supernet.slots import room
 
 Mask = NDArray[np.bool_]
 Buffers = dict[str, Tensor]

@@ -8,24 +8,16 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator, Sequence
 from itertools import accumulate
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from greedynas_fast.ops.direct import Flat, adding_to_grad
-from greedynas_fast.supernet.bank import room
 from greedynas_fast.supernet.network import Network
+from greedynas_fast.supernet.slots import Slot, room
 
 State = dict[str, Any]
-
-
-class _Slot(NamedTuple):
-    """Where a tensor lies in a flat one; `stride` keeps its memory format."""
-
-    start: int
-    shape: torch.Size
-    stride: tuple[int, ...]
 
 
 class FlatTensors(nn.Module):
@@ -48,14 +40,11 @@ class FlatTensors(nn.Module):
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
-        self._slots: dict[str, list[_Slot]] = {}
+        self._slots: dict[str, list[Slot]] = {}
         for name, tensors in _kinds(network).items():
-            starts = list(accumulate(map(room, tensors), initial=0))
-            # A clone that preserves the memory format has dense strides even where the tensor is a view.
-            strides = [torch.empty_like(tensor, device="meta").stride() for tensor in tensors]
-            shapes = [tensor.shape for tensor in tensors]
-            self._slots[name] = list(map(_Slot, starts, shapes, strides))
-            flat = torch.zeros(starts[-1], dtype=torch.int64 if name == "counters" else torch.float32)
+            *starts, end = accumulate(map(room, tensors), initial=0)
+            self._slots[name] = list(map(Slot.of, tensors, starts))
+            flat = torch.zeros(end, dtype=torch.int64 if name == "counters" else torch.float32)
             setattr(self, name, nn.Parameter(flat) if name == "values" else nn.Buffer(flat))
         self.decay_start = sum(map(room, _by_decay(network)[0]))
         for tensor, view in self._pairs(network):
@@ -71,7 +60,7 @@ class FlatTensors(nn.Module):
 
     def views(self, flat: Tensor, name: str = "values") -> list[Tensor]:
         """What each tensor of the network has in a flat one, which is laid out as the attribute `name`."""
-        return [flat.detach().as_strided(slot.shape, slot.stride, slot.start) for slot in self._slots[name]]
+        return [slot.view(flat.detach()) for slot in self._slots[name]]
 
     def _pairs(self, network: nn.Module) -> Iterator[tuple[Tensor, Tensor]]:
         for name, tensors in _kinds(network).items():

@@ -185,6 +185,7 @@ class Pointwise:
         weight: int,
         threads: int,
         groups: int,
+        bf16: bool,
     ) -> None: ...
     def forward(self, y: int, moments: int) -> None: ...
     def backward(

@@ -1,4 +1,5 @@
-// 1x1 convolutions of float32 tensors. Tensors come as address and row stride in elements; address 0 stands for none.
+// 1x1 convolutions. Tensors, float32 or bf16, come as address and row stride in elements; address 0 stands for none.
+// Weights are float32.
 #include "blocks/pointwise.h"
 
 #include "bindings.h"
@@ -18,9 +19,10 @@ struct Layer {
 };
 
 Layer make_layer(std::int64_t rows, int in, int out, Address x, std::int64_t x_stride, int prologue,
-                 Address scale_shift, Address gates, std::int64_t pixels, Address weight, int threads, int groups) {
+                 Address scale_shift, Address gates, std::int64_t pixels, Address weight, int threads, int groups,
+                 bool bf16) {
   const float* const scale = at<const float>(scale_shift);
-  return {{rows, in, out, threads, groups},
+  return {{rows, in, out, threads, groups, 0, bf16 ? norm::Storage::bf16 : norm::Storage::float32},
           {{at<const void>(x), x_stride},
            static_cast<norm::Prologue>(prologue),
            scale,
@@ -37,13 +39,13 @@ void bind_pointwise(py::module_& m) {
   py::class_<Layer>(m, "Pointwise")
       .def(py::init(&make_layer), py::arg("rows"), py::arg("in_channels"), py::arg("out_channels"), py::arg("x"),
            py::arg("x_stride"), py::arg("prologue"), py::arg("scale_shift"), py::arg("gates"), py::arg("pixels"),
-           py::arg("weight"), py::arg("threads"), py::arg("groups"))
+           py::arg("weight"), py::arg("threads"), py::arg("groups"), py::arg("bf16"))
       .def(
           "forward",
           [](const Layer& self, Address y, Address moments) {
             const cpu::Workspace workspace(blocks::workspace_floats(self.layer));
             float* const mean = at<float>(moments);
-            blocks::pointwise(self.layer, self.input, self.weight, workspace.floats(), at<float>(y), mean,
+            blocks::pointwise(self.layer, self.input, self.weight, workspace.floats(), at<void>(y), mean,
                               mean == nullptr ? nullptr : mean + self.layer.out);
           },
           py::arg("y"), py::arg("moments"), Released())
@@ -64,7 +66,7 @@ void bind_pointwise(py::module_& m) {
                                              {grads, grads == nullptr ? nullptr : grads + out, scaled}};
             blocks::pointwise_backward(
                 self.layer, from, self.input, self.weight, {at<const void>(add), add_stride}, workspace.floats(),
-                {at<float>(grad_x), grad_scale, grad_scale == nullptr ? nullptr : grad_scale + self.layer.in,
+                {at<void>(grad_x), grad_scale, grad_scale == nullptr ? nullptr : grad_scale + self.layer.in,
                  at<float>(grad_weight)});
           },
           py::arg("grad"), py::arg("grad_stride"), py::arg("y"), py::arg("moments"), py::arg("norm_weight"),

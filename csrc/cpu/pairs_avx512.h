@@ -11,6 +11,10 @@ struct PairsAvx512 {
   GREEDYNAS_VEC_INLINE static void store_bf16(V values, void* words) {
     _mm256_storeu_si256(static_cast<__m256i*>(words), reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(values.v)));
   }
+  // The first `count` of these.
+  GREEDYNAS_VEC_INLINE static void store_first_bf16(V values, void* words, int count) {
+    _mm256_mask_storeu_epi16(words, V::first(count), reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(values.v)));
+  }
   // The first `count` of 16 words, with numbers of a in the lower halves and of b in the upper ones; the others are
   // zero.
   GREEDYNAS_VEC_INLINE static V join(const std::uint16_t* a, const std::uint16_t* b, int count) {

@@ -1,8 +1,8 @@
 """The 1x1 convolution with what stands before and after it; the operators `torch.ops.greedynas.pointwise*`.
 
 Norm, activation and gate are applied to blocks of x in the caches just before they are multiplied, and the moments of a
-block of results are taken while it is there. float32 on the CPU is one call of the compiled core
-(csrc/blocks/pointwise.h); bf16 on the CPU is made of torch's matrix product and the core's other operations.
+block of results are taken while it is there. Each is one call of the compiled core, csrc/blocks/pointwise.h: float32 and
+bf16 on the CPU.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from . import bn_core as bn
 from . import memory
 from .library import define, fake, implement
 from .rows import rows_of, threads
-from .squeeze_excite import PROLOGUES, make_layer
+from .squeeze_excite import PROLOGUES
 
 # weight: [C_out, C_in / groups, 1, 1], groups as torch's convolutions have them; its shape says how many there are.
 # What is read is a = act(x * scale + shift) * gates: with scale_shift [2, C] and the activation `prologue`, else "";
@@ -44,11 +44,8 @@ def _forward(
     y, moments = _outputs(x, weight, want_moments)
     if x.numel() == 0:
         return y, moments.zero_()
-    if x.dtype is not torch.float32:
-        y = _product(_read(x, scale_shift, prologue, gates), _dense(weight, x.shape[1]).t())
-        return y, bn.moments_op(y) if want_moments else moments
     x, rows, stride = rows_of(x)
-    matrix = _matrix(weight).contiguous()
+    matrix = _matrix(weight)
     core = _layer(x, rows, stride, matrix, scale_shift, prologue, gates)
     core.forward(y.data_ptr(), moments.data_ptr())  # 0 where empty
     return y, moments
@@ -74,18 +71,16 @@ def _backward(
         for value in grads:
             value.zero_()
         return grads
-    if x.dtype is not torch.float32:
-        grad = _through_norm(grad, y, moments, norm_weight, eps, known, scaled)
-        return _composed_backward(grad, x, weight, scale_shift, prologue, gates, add)
     x, rows, stride = rows_of(x)
     grad, _, grad_stride = rows_of(grad)
     add_stride = 0
     if add is not None:
         add, _, add_stride = rows_of(add)
-    matrix = _matrix(weight).contiguous()
+    matrix = _matrix(weight)
     core = _layer(x, rows, stride, matrix, scale_shift, prologue, gates)
     norm_weight = None if norm_weight is None else bn.ready(norm_weight)
     grad_x, grad_weight, grad_scale_shift = grads
+    sums = grad_weight if weight.dtype is torch.float32 else torch.empty_like(grad_weight, dtype=torch.float32)
     core.backward(
         grad.data_ptr(),
         grad_stride,
@@ -99,8 +94,10 @@ def _backward(
         add_stride,
         grad_x.data_ptr(),
         grad_scale_shift.data_ptr(),
-        grad_weight.data_ptr(),
+        sums.data_ptr(),
     )
+    if sums is not grad_weight:
+        grad_weight.copy_(sums)
     return grads
 
 
@@ -127,104 +124,13 @@ def _layer(
         matrix.data_ptr(),
         threads(),
         x.shape[1] // matrix.shape[1],
+        x.dtype is torch.bfloat16,
     )
 
 
-def _read(x: Tensor, scale_shift: Tensor | None, prologue: str, gates: Tensor | None) -> Tensor:
-    """What is multiplied."""
-    if scale_shift is None and gates is None:
-        return x
-    a = memory.image(x, x.shape)
-    x, _, stride = rows_of(x)
-    if gates is None:
-        gates = torch.ones(x.shape[:2], dtype=torch.float32)
-    scale, shift = (None, None) if scale_shift is None else scale_shift.unbind()
-    make_layer(x, scale, shift, prologue).excite(x.data_ptr(), stride, gates.data_ptr(), a.data_ptr())
-    return a
-
-
-def _through_norm(
-    grad: Tensor,
-    y: Tensor | None,
-    moments: Tensor | None,
-    norm_weight: Tensor | None,
-    eps: float,
-    known: Tensor | None,
-    scaled: bool,
-) -> Tensor:
-    if y is None or moments is None:
-        return grad
-    grad_y = memory.image(y, y.shape)
-    grad, rows, grad_stride = rows_of(grad)
-    weight = None if norm_weight is None else bn.ready(norm_weight)
-    core = bn.make_layer(y, rows, moments, weight, None, None, eps, "identity")
-    places = (grad.data_ptr(), grad_stride, y.data_ptr(), y.shape[1], grad_y.data_ptr())
-    core.backward_with(_address(known), scaled, *places)
-    return grad_y
-
-
-def _composed_backward(
-    grad: Tensor,
-    x: Tensor,
-    weight: Tensor,
-    scale_shift: Tensor | None,
-    prologue: str,
-    gates: Tensor | None,
-    add: Tensor | None,
-) -> tuple[Tensor, Tensor, Tensor]:
-    matrix, rows = _dense(weight, x.shape[1]), _rows(grad)
-    inputs = _rows(_read(x, scale_shift, prologue, gates))
-    grad_weight = _blocks(rows.t() @ inputs, weight)
-    grad_a = _images(rows @ matrix if add is None else torch.addmm(_rows(add), rows, matrix), x)
-    no_scale_shift = x.new_empty(0, dtype=torch.float32)
-    if scale_shift is None or gates is not None:
-        return grad_a, grad_weight, no_scale_shift
-    grad_x = memory.image(x, x.shape)
-    grad_scale_shift = torch.empty_like(scale_shift)
-    x, _, stride = rows_of(x)
-    scale, shift = scale_shift.unbind()
-    core = make_layer(x, scale, shift, prologue)
-    ones, zeros = (torch.full(x.shape[:2], value, dtype=torch.float32) for value in (1.0, 0.0))
-    sources = (grad_a.data_ptr(), x.shape[1], x.data_ptr(), stride)
-    results = (grad_x, *grad_scale_shift.unbind())
-    core.squeeze_backward(*sources, ones.data_ptr(), zeros.data_ptr(), *(value.data_ptr() for value in results))
-    return grad_x, grad_weight, grad_scale_shift
-
-
-def _rows(x: Tensor) -> Tensor:
-    """[N, C, H, W] -> [N H W, C], the same memory if it is channels-last."""
-    return x.permute(0, 2, 3, 1).reshape(-1, x.shape[1])
-
-
-def _images(rows: Tensor, like: Tensor) -> Tensor:
-    """The inverse of `_rows`: of the batch and size of `like`, with channels of its own."""
-    n, _, height, width = like.shape
-    return rows.view(n, height, width, rows.shape[1]).permute(0, 3, 1, 2)
-
-
-def _product(x: Tensor, matrix: Tensor) -> Tensor:
-    return _images(_rows(x) @ matrix, x)
-
-
 def _matrix(weight: Tensor) -> Tensor:
-    return weight.reshape(weight.shape[0], weight.shape[1])
-
-
-def _dense(weight: Tensor, in_channels: int) -> Tensor:
-    """The matrix [C_out, C_in] with the groups as blocks and zeros elsewhere."""
-    matrix = _matrix(weight)
-    groups = in_channels // matrix.shape[1]
-    if groups == 1:
-        return matrix
-    dense: Tensor = torch.block_diag(*matrix.chunk(groups))  # type: ignore[no-untyped-call]
-    return dense
-
-
-def _blocks(dense: Tensor, weight: Tensor) -> Tensor:
-    """The inverse of `_dense`."""
-    groups = dense.shape[1] // weight.shape[1]
-    parts = dense.view(groups, weight.shape[0] // groups, groups, weight.shape[1])
-    return parts.diagonal(dim1=0, dim2=2).permute(2, 0, 1).reshape(weight.shape)
+    """[C_out, C_in / groups] as the core takes it; the products round it to the type of x."""
+    return bn.ready(weight.reshape(weight.shape[0], weight.shape[1]))
 
 
 def _address(value: Tensor | None) -> int:

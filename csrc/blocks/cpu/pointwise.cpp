@@ -1,6 +1,8 @@
 #include "blocks/pointwise.h"
 
 #include <algorithm>
+#include <bit>
+#include <type_traits>
 
 #include "blocks/cpu/bn_act_chunks.h"
 #include "blocks/cpu/bn_act_kernels.h"
@@ -87,18 +89,51 @@ struct Workspace {
 };
 
 // A layer of one piece of some rows, for the kernels of squeeze-and-excitation; these write what is read again at once.
-norm::SqueezeExcite squeeze_layer(const PointwiseInput& input, int channels, std::int64_t rows) {
-  return {{Storage::float32, rows, channels, false}, 1, input.prologue, input.scale, input.shift, 1};
+norm::SqueezeExcite squeeze_layer(Storage storage, const PointwiseInput& input, int channels, std::int64_t rows) {
+  return {{storage, rows, channels, false}, 1, input.prologue, input.scale, input.shift, 1};
 }
 
+// What differs between float32 and bf16 tensors.
+template <class Element>
+struct OfElement;
+
+template <>
+struct OfElement<float> {
+  static constexpr Storage storage = Storage::float32;
+  static constexpr bool reads_beyond = true;  // the sums over rows
+  static const GemmKernel& kernel() { return gemm_kernel_for(cpu::selected()); }
+  static float value(float element) { return element; }
+  static void accumulate(const GemmKernel& kernel, GemmRows g, GemmRows x, std::int64_t rows, int out, int in, float* c,
+                         GemmAhead& ahead) {
+    kernel.accumulate(g, x, rows, out, in, c, in, ahead);
+  }
+};
+
+template <>
+struct OfElement<Bf16Bits> {
+  static constexpr Storage storage = Storage::bf16;
+  static constexpr bool reads_beyond = false;
+  static const GemmBf16Kernel& kernel() { return gemm_bf16_kernel_for(cpu::selected()); }
+  static float value(Bf16Bits element) { return std::bit_cast<float>(std::uint32_t{element} << 16); }
+  static void accumulate(const GemmBf16Kernel& kernel, GemmBf16Rows g, GemmBf16Rows x, std::int64_t rows, int out,
+                         int in, float* c, GemmAhead& ahead) {
+    float* const memory = scratch(3, gemm_bf16_floats(rows, out, in));
+    kernel.accumulate(g, x, rows, out, in, c, in, memory, ahead);
+  }
+};
+
 // One call's kernels and workspace; methods work on blocks of rows.
+template <class Element>
 class Call {
+  using Of = OfElement<Element>;
+  using Rows = GemmRowsOf<Element>;
+
  public:
   Call(const Pointwise& layer, const PointwiseInput& input, float* workspace)
       : layer_(layer),
         input_(input),
         space_(layer, workspace),
-        gemm_(gemm_kernel_for(cpu::selected())),
+        gemm_(Of::kernel()),
         squeeze_(norm::squeeze_kernel_for(cpu::selected(), layer.in)),
         norm_(norm::kernel_for(cpu::selected(), layer.out)) {
     std::fill_n(space_.ones, space_.width, 1.0F);
@@ -123,8 +158,7 @@ class Call {
   }
 
   // c [rows, groups * columns] = init + a [rows, groups * depth] times the groups' packed matrices [depth, columns].
-  void multiply(GemmRows a, std::int64_t rows, int depth, int columns, GemmRows init, float* c,
-                GemmAhead& ahead) const {
+  void multiply(Rows a, std::int64_t rows, int depth, int columns, Rows init, Element* c, GemmAhead& ahead) const {
     for (int g = 0; g < layer_.groups; ++g) {
       gemm_.multiply(a.after(g * depth), rows, depth, space_.packed + g * space_.packed_group, columns,
                      init.after(g * columns), c + g * columns, layer_.groups * columns, ahead);
@@ -132,26 +166,25 @@ class Call {
   }
 
   // a of some rows; `beyond`: as memory that may be read a little beyond its end.
-  GemmRows read(std::int64_t row, std::int64_t rows, bool beyond) const {
+  Rows read(std::int64_t row, std::int64_t rows, bool beyond) const {
     const bool plain = input_.prologue == Prologue::none && input_.gates == nullptr;
-    const Input x = from_row(input_.x, row, Storage::float32);
-    if (plain && !(beyond && layer_.group_in() % kBeyond != 0)) return rows_of(x);
-    float* const a = scratch(0, kMaxBlockRows * layer_.in + kBeyond);
+    const Input x = from_row(input_.x, row, Of::storage);
+    if (plain && !(beyond && layer_.group_in() % kBeyond != 0)) return rows_of<Element>(x);
+    Element* const a = elements(0, kMaxBlockRows * layer_.in + kBeyond);
     for_images(row, rows, [&](std::int64_t image, std::int64_t first, std::int64_t count) {
-      const norm::SqueezeExcite part = squeeze_layer(input_, layer_.in, count);
+      const norm::SqueezeExcite part = squeeze_layer(Of::storage, input_, layer_.in, count);
       const float* const gates = input_.gates == nullptr ? space_.ones : input_.gates + image * layer_.in;
-      squeeze_.excite(part, part.image, from_row(input_.x, first, Storage::float32), gates,
-                      a + (first - row) * layer_.in);
+      squeeze_.excite(part, part.image, from_row(input_.x, first, Of::storage), gates, a + (first - row) * layer_.in);
     });
     return {a, layer_.in};
   }
 
-  void forward(std::int64_t block, std::int64_t row, std::int64_t rows, float* y, bool moments) const {
-    float* const to = y + row * layer_.out;
+  void forward(std::int64_t block, std::int64_t row, std::int64_t rows, void* y, bool moments) const {
+    Element* const to = static_cast<Element*>(y) + row * layer_.out;
     GemmAhead ahead;
     add_block(input_.x, row + rows, rows, layer_.in, ahead);
     add_block({y, layer_.out}, row + rows, rows, layer_.out, ahead);
-    const GemmRows a = read(row, rows, false);
+    const Rows a = read(row, rows, false);
     const int in = layer_.group_in(), out = layer_.group_out();
     for (int g = 0; g < layer_.groups; ++g) {
       for_columns(out, [&](int first, int columns) {
@@ -165,26 +198,26 @@ class Call {
     if (moments && layer_.groups > 1) take_moments(block, to, rows, 0, layer_.out);
   }
 
-  void take_moments(std::int64_t block, const float* y, std::int64_t rows, int channel, int channels) const {
-    float* const first = space_.accumulator(block, 2) + channel;  // what the means are relative to
-    std::copy_n(y + channel, channels, first);
+  void take_moments(std::int64_t block, const Element* y, std::int64_t rows, int channel, int channels) const {
+    const Element* const first = y + channel;  // what the means are relative to
+    for (int c = 0; c < channels; ++c) space_.accumulator(block, 2)[channel + c] = Of::value(first[c]);
     norm::kernel_for(cpu::selected(), channels)
-        .moments({Storage::float32, rows, channels, false}, {y + channel, layer_.out}, first,
+        .moments({Of::storage, rows, channels, false}, {first, layer_.out}, first,
                  space_.accumulator(block, 0) + channel, space_.accumulator(block, 1) + channel);
   }
 
   // The gradient of y of some rows.
-  GemmRows read(const PointwiseGrad& grad, const norm::Coefficients& c, std::int64_t row, std::int64_t rows) const {
-    const Input from = from_row(grad.grad, row, Storage::float32);
-    if (grad.y.data == nullptr) return rows_of(from);
-    float* const through = scratch(1, kMaxBlockRows * layer_.out + kBeyond);
-    const Input y = from_row(grad.y, row, Storage::float32);
-    const norm::BnAct plain{{Storage::float32, rows, layer_.out, false}, norm::Activation::identity, false, 1};
+  Rows read(const PointwiseGrad& grad, const norm::Coefficients& c, std::int64_t row, std::int64_t rows) const {
+    const Input from = from_row(grad.grad, row, Of::storage);
+    if (grad.y.data == nullptr) return rows_of<Element>(from);
+    Element* const through = elements(1, kMaxBlockRows * layer_.out + kBeyond);
+    const Input y = from_row(grad.y, row, Of::storage);
+    const norm::BnAct plain{{Of::storage, rows, layer_.out, false}, norm::Activation::identity, false, 1};
     norm_.backward(plain, from, y, c, y, through, nullptr);
     return {through, layer_.out};
   }
 
-  void backward(std::int64_t block, std::int64_t row, std::int64_t rows, GemmRows grad, Input add, float* grad_x,
+  void backward(std::int64_t block, std::int64_t row, std::int64_t rows, Rows grad, Input add, void* grad_x,
                 float* grad_weight, const PointwiseGrad& from, bool gate_sums) const {
     const int in = layer_.group_in(), out = layer_.group_out();
     GemmAhead ahead;
@@ -192,21 +225,21 @@ class Call {
     add_block(from.y, row + rows, rows, layer_.out, ahead);
     add_block(input_.x, row + rows, rows, layer_.in, ahead);
     add_block({grad_x, layer_.in}, row + rows, rows, layer_.in, ahead);
-    float* const to = grad_x == nullptr ? nullptr : grad_x + row * layer_.in;
+    Element* const to = grad_x == nullptr ? nullptr : static_cast<Element*>(grad_x) + row * layer_.in;
     const bool through_prologue = input_.prologue != Prologue::none && input_.gates == nullptr;
-    float* const grad_a = through_prologue ? scratch(2, kMaxBlockRows * layer_.in) : to;
-    const GemmRows init = rows_of(add).from(row);
+    Element* const grad_a = through_prologue ? elements(2, kMaxBlockRows * layer_.in) : to;
+    const Rows init = rows_of<Element>(add).from(row);
     if (grad_a != nullptr) multiply(grad, rows, out, in, init, grad_a, ahead);
     const bool turned = turns_weight(layer_, from);
-    GemmRows a{};
+    Rows a{};
     if (through_prologue || gate_sums) {
       // What needs the activation or its slope at one place is done in one pass.
-      float* const read = scratch(0, kMaxBlockRows * layer_.in + kBeyond);
+      Element* const read = elements(0, kMaxBlockRows * layer_.in + kBeyond);
       for_images(row, rows, [&](std::int64_t image, std::int64_t first, std::int64_t count) {
-        const norm::SqueezeExcite part = squeeze_layer(input_, layer_.in, count);
+        const norm::SqueezeExcite part = squeeze_layer(Of::storage, input_, layer_.in, count);
         const Input own_grad{grad_a + (first - row) * layer_.in, layer_.in};
-        const Input x = from_row(input_.x, first, Storage::float32);
-        float* const own_a = read + (first - row) * layer_.in;
+        const Input x = from_row(input_.x, first, Of::storage);
+        Element* const own_a = read + (first - row) * layer_.in;
         if (gate_sums) {
           squeeze_.gate_sums(part, part.image, own_grad, x, input_.gates + image * layer_.in,
                              space_.gate_sum(block, image, 0), own_a);
@@ -217,15 +250,15 @@ class Call {
       });
       a = {read, layer_.in};
     } else {
-      a = this->read(row, rows, !turned);
+      a = this->read(row, rows, Of::reads_beyond && !turned);
     }
     for (int g = 0; g < layer_.groups; ++g) {
       float* const sums = grad_weight + static_cast<std::int64_t>(g) * out * in;
-      const GemmRows own_grad = grad.after(g * out), own_a = a.after(g * in);
+      const Rows own_grad = grad.after(g * out), own_a = a.after(g * in);
       if (turned) {
-        gemm_.accumulate(own_a, own_grad, rows, in, out, sums, out, ahead);
+        Of::accumulate(gemm_, own_a, own_grad, rows, in, out, sums, ahead);
       } else {
-        gemm_.accumulate(own_grad, own_a, rows, out, in, sums, in, ahead);
+        Of::accumulate(gemm_, own_grad, own_a, rows, out, in, sums, ahead);
       }
     }
   }
@@ -239,6 +272,11 @@ class Call {
   }
 
  private:
+  static Element* elements(int which, std::int64_t count) {
+    const auto per_float = static_cast<std::int64_t>(sizeof(float) / sizeof(Element));
+    return reinterpret_cast<Element*>(scratch(which, (count + per_float - 1) / per_float));
+  }
+
   // body(image, first row, rows) for the images that some rows belong to; without gates all are one.
   template <class Body>
   void for_images(std::int64_t row, std::int64_t rows, const Body& body) const {
@@ -255,13 +293,13 @@ class Call {
   // take so long that memory matters little.
   void add_block(Input x, std::int64_t row, std::int64_t block, int channels, GemmAhead& ahead) const {
     if (weight_floats(layer_) > kNearWeights) return;
-    add_rows(x, row, std::min(block, layer_.rows - row), channels, ahead);
+    add_rows(x, row, std::min(block, layer_.rows - row), channels, ahead, Of::storage);
   }
 
   const Pointwise& layer_;
   const PointwiseInput& input_;
   Workspace space_;
-  const GemmKernel& gemm_;
+  const std::remove_reference_t<decltype(Of::kernel())>& gemm_;
   const norm::SqueezeKernel& squeeze_;
   const norm::Kernel& norm_;
 };
@@ -293,13 +331,10 @@ void join_gate_sums(const Pointwise& layer, std::int64_t pixels, const Workspace
   }
 }
 
-}  // namespace
-
-std::int64_t workspace_floats(const Pointwise& layer) { return Workspace(layer, nullptr).floats; }
-
-void pointwise(const Pointwise& layer, const PointwiseInput& input, const float* weight, float* workspace, float* y,
-               float* mean, float* variance) {
-  const Call call(layer, input, workspace);
+template <class Element>
+void forward_of(const Pointwise& layer, const PointwiseInput& input, const float* weight, float* workspace, void* y,
+                float* mean, float* variance) {
+  const Call<Element> call(layer, input, workspace);
   call.pack(weight, false);
   const std::int64_t full = forward_rows(layer);
   const std::int64_t blocks = blocks_of(layer, full);
@@ -317,9 +352,10 @@ void pointwise(const Pointwise& layer, const PointwiseInput& input, const float*
       });
 }
 
-void pointwise_backward(const Pointwise& layer, const PointwiseGrad& grad, const PointwiseInput& input,
-                        const float* weight, Input add, float* workspace, const PointwiseGradients& gradients) {
-  const Call call(layer, input, workspace);
+template <class Element>
+void backward_of(const Pointwise& layer, const PointwiseGrad& grad, const PointwiseInput& input, const float* weight,
+                 Input add, float* workspace, const PointwiseGradients& gradients) {
+  const Call<Element> call(layer, input, workspace);
   const Workspace& space = call.space();
   call.pack(weight, true);
   norm::Coefficients coefficients{};
@@ -354,6 +390,22 @@ void pointwise_backward(const Pointwise& layer, const PointwiseGrad& grad, const
   if (input.prologue == Prologue::none || input.gates != nullptr) return;
   join_sums(space, blocks, 0, layer.in, gradients.shift);
   join_sums(space, blocks, 1, layer.in, gradients.scale);
+}
+
+}  // namespace
+
+std::int64_t workspace_floats(const Pointwise& layer) { return Workspace(layer, nullptr).floats; }
+
+void pointwise(const Pointwise& layer, const PointwiseInput& input, const float* weight, float* workspace, void* y,
+               float* mean, float* variance) {
+  const auto run = layer.storage == Storage::float32 ? &forward_of<float> : &forward_of<Bf16Bits>;
+  run(layer, input, weight, workspace, y, mean, variance);
+}
+
+void pointwise_backward(const Pointwise& layer, const PointwiseGrad& grad, const PointwiseInput& input,
+                        const float* weight, Input add, float* workspace, const PointwiseGradients& gradients) {
+  const auto run = layer.storage == Storage::float32 ? &backward_of<float> : &backward_of<Bf16Bits>;
+  run(layer, grad, input, weight, add, workspace, gradients);
 }
 
 }  // namespace greedynas::blocks

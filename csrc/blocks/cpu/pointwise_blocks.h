@@ -47,12 +47,16 @@ inline float* scratch(int which, std::int64_t floats) {
   return mine.data();
 }
 
-inline GemmRows rows_of(norm::Input x) { return {static_cast<const float*>(x.data), x.stride}; }
+template <class Element = float>
+GemmRowsOf<Element> rows_of(norm::Input x) {
+  return {static_cast<const Element*>(x.data), x.stride};
+}
 
 // Some rows of a tensor that come next, if there are any and they have no gaps.
-inline void add_rows(norm::Input x, std::int64_t row, std::int64_t rows, int channels, GemmAhead& ahead) {
+inline void add_rows(norm::Input x, std::int64_t row, std::int64_t rows, int channels, GemmAhead& ahead,
+                     norm::Storage storage = norm::Storage::float32) {
   if (x.data == nullptr || rows <= 0 || x.stride != channels) return;
-  ahead.add(norm::from_row(x, row, norm::Storage::float32).data, rows * channels * 4);
+  ahead.add(norm::from_row(x, row, storage).data, rows * channels * norm::bytes_of(storage));
 }
 
 // Carves a workspace; each piece begins on a cache line if the workspace does.

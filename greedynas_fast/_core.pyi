@@ -147,18 +147,6 @@ class BnAct:
         grad_bias: int,
     ) -> None: ...
     def affine(self, scale_shift: int) -> None: ...
-    def backward_with(
-        self,
-        known: int,
-        scaled: bool,
-        grad: int,
-        grad_stride: int,
-        x: int,
-        x_stride: int,
-        grad_x: int,
-    ) -> None: ...
-    def statistics_gradient(self, known: int, sum_square: int) -> None: ...
-    def known_from_affine(self, grad_scale_shift: int, known: int) -> None: ...
     def through_moments(
         self,
         batch_statistics: bool,

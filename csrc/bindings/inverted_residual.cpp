@@ -1,4 +1,5 @@
-// Whole inverted residuals. Addresses of float32 arrays; 0 stands for none.
+// Whole inverted residuals. Addresses of arrays, float32 but x, z1, z2, z3, y and the gradients of x and y, which may
+// be bf16; 0 stands for none.
 #include "inverted_residual.h"
 
 #include <pybind11/stl.h>
@@ -57,13 +58,14 @@ using Norm = std::tuple<Address, Address, double>;
 // expand, project: addresses of the weight, see Weight; none: no such layer. sizes: batch, height and width of x,
 // channels of x, in the middle and of y, stride. depthwise: (channels, kernel size, address of the weight) a group.
 // gate: addresses of the four parameters. codes: activation of the block and of the gate, as BnAct's. flags: residual,
-// batch statistics, sigmoid gate, no z1 in memory without and with a backward pass.
+// batch statistics, sigmoid gate, no z1 in memory without and with a backward pass, bf16.
 LaidBlock make_block(const std::array<std::int64_t, 7>& sizes, std::vector<Address> expand,
                      std::vector<Address> project, const std::vector<std::tuple<std::int64_t, int, Address>>& depthwise,
                      const std::array<Norm, 3>& norms, const std::array<Address, 4>& gate, int gate_width,
-                     std::array<int, 2> codes, std::array<bool, 5> flags, std::array<int, 2> groups, int threads) {
+                     std::array<int, 2> codes, std::array<bool, 6> flags, std::array<int, 2> groups, int threads) {
   const auto parameter = [](Address address) { return at<const float>(address); };
   InvertedResidual block{};
+  block.storage = flags[5] ? norm::Storage::bf16 : norm::Storage::float32;
   block.batch = sizes[0];
   block.height = sizes[1];
   block.width = sizes[2];
@@ -100,9 +102,9 @@ LaidBlock make_block(const std::array<std::int64_t, 7>& sizes, std::vector<Addre
 blocks::InvertedResidualTensors tensors_of(const std::array<Address, 3>& moments, const std::array<Address, 7>& kept) {
   const auto [z1, z2, z3, means, hidden, logits, covariance] = kept;
   return {{floats(moments[0]), floats(moments[1]), floats(moments[2])},
-          floats(z1),
-          floats(z2),
-          floats(z3),
+          at<void>(z1),
+          at<void>(z2),
+          at<void>(z3),
           floats(means),
           floats(logits),
           floats(hidden),
@@ -118,7 +120,7 @@ void run_forward(const LaidBlock& laid, Place x, const Moments& moments, const K
   block.expand = expand.filled();
   block.project = project.filled();
   const cpu::Workspace workspace(blocks::workspace_floats(block, tensors.z2 != nullptr));
-  blocks::forward(block, tensors, workspace.floats(), floats(y));
+  blocks::forward(block, tensors, workspace.floats(), at<void>(y));
 }
 
 void run_backward(const LaidBlock& laid, Place x, const Moments& moments, const Kept& kept, Place grad, Address grad_x,
@@ -133,7 +135,7 @@ void run_backward(const LaidBlock& laid, Place x, const Moments& moments, const 
   const auto norm = [&](std::size_t i) { return blocks::BlockNormGradients{of(i), of(i + 1)}; };
   const cpu::Workspace workspace(blocks::backward_workspace_floats(block));
   blocks::backward(block, tensors_of(moments, kept), {at<const void>(grad.first), grad.second}, workspace.floats(),
-                   {floats(grad_x),
+                   {at<void>(grad_x),
                     grad_expand.or_else(of(0)),
                     grad_project.or_else(of(5)),
                     {norm(1), norm(3), norm(6)},

@@ -24,10 +24,6 @@ struct Layer {
   float eps;
 
   norm::Channels channels() const { return {moments, moments + layer.shape.channels, weight, bias, eps}; }
-  norm::KnownGradients known(Address grads, bool scaled) const {
-    const float* const first = at<const float>(grads);
-    return {first, first == nullptr ? nullptr : first + layer.shape.channels, scaled};
-  }
 };
 
 Layer make_layer(std::int64_t rows, int channels, bool bf16, int activation, bool residual, Address moments,
@@ -154,34 +150,6 @@ void bind_norm(py::module_& m) {
             norm::affine(channels, self.channels(), at<float>(scale_shift), at<float>(scale_shift) + channels);
           },
           py::arg("scale_shift"))
-      // Of a layer without activation; known: gradients [2, C] of weight and bias, 0 for constant moments.
-      .def(
-          "backward_with",
-          [](const Layer& self, Address known, bool scaled, Address grad, std::int64_t grad_stride, Address x,
-             std::int64_t x_stride, Address grad_x) {
-            const cpu::Workspace workspace(norm::workspace_floats(self.layer.shape));
-            norm::backward_with(self.layer.shape, input(grad, grad_stride), input(x, x_stride), self.channels(),
-                                self.known(known, scaled), self.layer.threads, workspace.floats(), at<void>(grad_x));
-          },
-          py::arg("known"), py::arg("scaled"), py::arg("grad"), py::arg("grad_stride"), py::arg("x"),
-          py::arg("x_stride"), py::arg("grad_x"), Released())
-      .def(
-          "statistics_gradient",
-          [](const Layer& self, Address known, Address sum_square) {
-            const norm::Shape& shape = self.layer.shape;
-            norm::statistics_gradient(shape.rows, shape.channels, self.channels(), self.known(known, false),
-                                      at<float>(sum_square), at<float>(sum_square) + shape.channels);
-          },
-          py::arg("known"), py::arg("sum_square"))
-      .def(
-          "known_from_affine",
-          [](const Layer& self, Address grad_scale_shift, Address known) {
-            const int channels = self.layer.shape.channels;
-            const float* const grads = at<const float>(grad_scale_shift);
-            norm::known_from_affine(channels, self.channels(), grads, grads + channels, at<float>(known),
-                                    at<float>(known) + channels);
-          },
-          py::arg("grad_scale_shift"), py::arg("known"))
       .def(
           "through_moments",
           [](const Layer& self, bool batch_statistics, Address x, std::int64_t x_stride, Address grad_scale_shift,

@@ -91,12 +91,9 @@ void forward(const BnAct& layer, Input x, const Channels& channels, Input residu
 void backward(const BnAct& layer, bool batch_statistics, Input grad, Input x, const Channels& channels, Input residual,
               float* workspace, const Gradients& gradients);
 
-// The gradient of x from that of the result of such a batch norm; grad_x: [rows, channels] without gaps.
-void backward_with(const Shape& shape, Input grad, Input x, const Channels& channels, const KnownGradients& known,
-                   int threads, float* workspace, void* grad_x);
-
-// That gradient as grad * scale + sum + 2 * x * square, for layers that add the gradients of statistics of x: their sum
-// and sum of squares; [channels] each. `known.weight` is not nullptr.
+// The gradient of x from that of the result of such a batch norm is grad * scale + sum + 2 * x * square: for layers
+// that add the gradients of statistics of x, their sum and sum of squares; [channels] each. `known.weight` is not
+// nullptr.
 void statistics_gradient(std::int64_t rows, int num_channels, const Channels& channels, const KnownGradients& known,
                          float* sum, float* square);
 

@@ -56,7 +56,7 @@ struct MixconvCall {
 };
 
 // Mean and biased variance [C] of each channel of y, to be written; nullptr, both: not wanted. Taken of some rows at a
-// time while these are in the caches. float32, and y has no gaps between rows and images.
+// time while these are in the caches. y has no gaps between rows and images.
 struct MixconvMoments {
   float *mean = nullptr, *variance = nullptr;
 };

@@ -4,8 +4,9 @@
 // a = x, or with a prologue a = act(x * scale + shift), times a gate for each image and channel if there are gates; a
 // is never stored. It gives y = a weight^T, and the moments of y on request. Work is done in blocks of rows that stay
 // in the caches; they depend on the shape alone, and so do results. With groups, as in torch, each range of channels of
-// y is made of the same range of channels of a. Tensors are float32 or bf16, weights and what belongs to channels float32,
-// and so are sums; with bf16 tensors weights are rounded to bf16 before they are multiplied. Nothing is checked here.
+// y is made of the same range of channels of a. Tensors are float32 or bf16, weights and what belongs to channels
+// float32, and so are sums; with bf16 tensors weights are rounded to bf16 before they are multiplied. Nothing is
+// checked here.
 #pragma once
 
 #include "blocks/bn_act.h"
@@ -17,8 +18,8 @@ struct Pointwise {
   std::int64_t rows;
   int in, out;  // channels, at least 1
   int threads;
-  int groups = 1;                // a divisor of both
-  std::int64_t gate_images = 0;  // of which the backward pass takes gate_sums
+  int groups = 1;                                  // a divisor of both
+  std::int64_t gate_images = 0;                    // of which the backward pass takes gate_sums
   norm::Storage storage = norm::Storage::float32;  // of x, y and their gradients
 
   int group_in() const { return in / groups; }

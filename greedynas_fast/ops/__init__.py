@@ -7,6 +7,7 @@ One file an operation (the op-masked ones: `<name>.py` and `<name>_*.py`); `bn_c
 `chain` runs several of them as one, and `watch` notices when they must be laid out anew.
 """
 
+from . import pointwise as pointwise  # registers operators that layers reach through the core
 from .bn_act import bn_act, bn_statistics, combine_statistics
 from .inverted_residual import Gate, Norm, inverted_residual
 from .masked_gate import masked_gates, masked_squeeze

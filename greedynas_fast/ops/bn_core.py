@@ -37,18 +37,12 @@ define(
     "bn_through_moments_(Tensor(a!) grad, Tensor x, Tensor moments, Tensor weight, Tensor bias, "
     "Tensor grad_scale_shift, float eps, bool batch_statistics) -> (Tensor, Tensor)"
 )
-# Gradients [2, C] of weight and bias from those of scale and shift.
-define("bn_known(Tensor moments, Tensor grad_scale_shift, float eps) -> Tensor")
-# What comes through the moments of x, of so many rows, as gradients [2, C] of its sums and sums of squares.
-define("bn_statistics_gradient(Tensor moments, Tensor weight, Tensor known, float eps, int rows) -> Tensor")
 moments_op = torch.ops.greedynas.bn_moments.default
 update_op = torch.ops.greedynas.bn_update_.default
 training_op = torch.ops.greedynas.bn_act_training.default
 forward_op = torch.ops.greedynas.bn_act_forward.default
 backward_op = torch.ops.greedynas.bn_act_backward.default
 affine_op = torch.ops.greedynas.bn_affine.default
-known_op = torch.ops.greedynas.bn_known.default
-statistics_gradient_op = torch.ops.greedynas.bn_statistics_gradient.default
 through_moments_op = torch.ops.greedynas.bn_through_moments_.default
 
 
@@ -161,27 +155,10 @@ def _backward(
 def _affine(moments: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
     scale_shift = torch.empty_like(moments)
     weight, bias = ready(weight), ready(bias)
-    _channels(moments, weight, bias, eps).affine(scale_shift.data_ptr())
-    return scale_shift
-
-
-def _known(moments: Tensor, grad_scale_shift: Tensor, eps: float) -> Tensor:
-    known = torch.empty_like(moments)
-    _channels(moments, None, None, eps).known_from_affine(grad_scale_shift.contiguous().data_ptr(), known.data_ptr())
-    return known
-
-
-def _statistics_gradient(moments: Tensor, weight: Tensor, known: Tensor, eps: float, rows: int) -> Tensor:
-    gradient = torch.empty_like(moments)
-    weight = ready(weight)
-    _channels(moments, weight, None, eps, rows).statistics_gradient(known.data_ptr(), gradient.data_ptr())
-    return gradient
-
-
-def _channels(moments: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, rows: int = 1) -> _core.BnAct:
-    """A layer that is asked for what concerns channels alone; the tensors must outlive it."""
     addresses = (moments.data_ptr(), _address(weight), _address(bias))
-    return _core.BnAct(rows, moments.shape[1], False, 0, False, *addresses, eps, 1)
+    of_channels = _core.BnAct(1, moments.shape[1], False, 0, False, *addresses, eps, 1)
+    of_channels.affine(scale_shift.data_ptr())
+    return scale_shift
 
 
 def _through_moments(
@@ -273,8 +250,6 @@ for _name, _function in (
     ("bn_act_forward", _forward),
     ("bn_act_backward", _backward),
     ("bn_affine", _affine),
-    ("bn_known", _known),
-    ("bn_statistics_gradient", _statistics_gradient),
     ("bn_through_moments_", _through_moments),
 ):
     implement(_name, _function)
@@ -309,8 +284,6 @@ def _(
 
 
 @fake("bn_affine")
-@fake("bn_known")
-@fake("bn_statistics_gradient")
 def _(moments: Tensor, *rest: Any) -> Tensor:
     return torch.empty_like(moments)
 
@@ -328,8 +301,6 @@ def _(grad: Tensor, x: Tensor, moments: Tensor, weight: Tensor, bias: Tensor, *r
         torch.ops.greedynas.bn_act_forward,
         torch.ops.greedynas.bn_act_backward,
         torch.ops.greedynas.bn_affine,
-        torch.ops.greedynas.bn_known,
-        torch.ops.greedynas.bn_statistics_gradient,
         torch.ops.greedynas.bn_through_moments_,
     ]
 )

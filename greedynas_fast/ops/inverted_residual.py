@@ -21,7 +21,6 @@ from greedynas_fast.reference import inverted_residual as reference
 from greedynas_fast.reference.bn_act import ACTIVATIONS
 
 from . import inverted_residual_core as core
-from . import inverted_residual_layers as layers
 from .bn_core import ready
 from .inverted_residual_core import Options
 from .mixconv import check as check_mixconv
@@ -114,15 +113,15 @@ def inverted_residual(
     o = Options(stride, activation, residual, eps, gate_names, norm3.moments is None)
     given = [ready(norm.moments) for norm in (norm1, norm2, norm3) if norm.moments is not None]
     parameters = (
-        *((None, None, None) if weight1 is None else (weight1.to(x.dtype), norm1.weight, norm1.bias)),
-        *(norm2.weight, norm2.bias, weight3.to(x.dtype), norm3.weight, norm3.bias),
+        *((None, None, None) if weight1 is None else (weight1, norm1.weight, norm1.bias)),
+        *(norm2.weight, norm2.bias, weight3, norm3.weight, norm3.bias),
         *((None, None, None, None) if gate is None else gate[:4]),
         *weights,
     )
     if torch.is_grad_enabled() and any(isinstance(t, Tensor) and t.requires_grad for t in (x, *parameters)):
         y, *found = _InvertedResidual.apply(x, o, len(given), *given, *parameters)
         return y, found
-    y, found, _ = _forward(x, o, given, parameters, keep=False)
+    y, found, _ = core.forward(x, o, given, parameters, keep=False)
     return y, found
 
 
@@ -132,7 +131,7 @@ class _InvertedResidual(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, o: Options, num_given: int, *tensors: Any) -> tuple[Tensor, ...]:
         given, parameters = list(tensors[:num_given]), tensors[num_given:]
-        y, moments, kept = _forward(x, o, given, parameters, keep=True)
+        y, moments, kept = core.forward(x, o, given, parameters, keep=True)
         ctx.num_given = num_given
         ctx.num_kept = len(kept)
         ctx.save_for_backward(x, *kept, *moments, *parameters)
@@ -154,23 +153,8 @@ class _InvertedResidual(torch.autograd.Function):
         if grads[0] is None:
             return None, *nothing, *(None for _ in parameters)
         grad = grads[0].contiguous(memory_format=torch.channels_last)
-        backward = core.backward if _in_one_call(x) else layers.backward
-        grad_x, *others = backward(grad, kept, x, o, moments, parameters)
+        grad_x, *others = core.backward(grad, kept, x, o, moments, parameters)
         return grad_x, *nothing, *others
-
-
-def _forward(
-    x: Tensor, o: Options, given: list[Tensor], parameters: Sequence[Any], keep: bool
-) -> tuple[Tensor, list[Tensor], Sequence[Tensor | None]]:
-    """The result, its moments, and with `keep` what the backward pass needs."""
-    if _in_one_call(x):
-        return core.forward(x, o, given, parameters, keep)
-    return layers.forward(x, o, given, parameters, keep)
-
-
-def _in_one_call(x: Tensor) -> bool:
-    """Whether the core runs the whole block; else its layers are run one by one."""
-    return x.dtype is torch.float32 and x.numel() > 0
 
 
 def check(

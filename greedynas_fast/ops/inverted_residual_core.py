@@ -1,4 +1,5 @@
-"""A whole inverted residual as one call of the compiled core: csrc/blocks/inverted_residual.h. float32 on the CPU.
+"""A whole inverted residual as one call of the compiled core: csrc/blocks/inverted_residual.h. float32 and bf16 on the
+CPU.
 
 Parameters are, in this order: expand weight [C, C_in / G, 1, 1], weight and bias of its norm; those of the second norm;
 project weight, weight and bias of its norm; the four of the gate. What the block does not have is None.
@@ -83,7 +84,7 @@ def forward(
     """Run the block.
 
     Args:
-        x: float32 [N, C_in, H, W], channels-last, not empty.
+        x: float32 or bf16 [N, C_in, H, W], channels-last.
         o: see `Options`.
         given: moments float32 [2, C] of the norms; none for those of the batch.
         parameters: the twelve, and the depthwise weights.
@@ -103,7 +104,7 @@ def backward(
     """Gradients of x and of all parameters, each of its dtype; None where there is no such parameter.
 
     Args:
-        grad: of y, float32 [N, C_out, ..], channels-last.
+        grad: of y, [N, C_out, ..] of the type of x, channels-last.
         kept: as the forward pass gave it.
         x: as the forward pass took it.
         o: as well.
@@ -119,7 +120,7 @@ def _as_parameter(grad: Tensor | None, parameter: Tensor | None) -> Tensor | Non
     return None if grad is None or parameter is None else grad.to(parameter.dtype)
 
 
-def expands_in_caches(shape: Sequence[int], expand: Tensor | None, keep: bool) -> bool:
+def expands_in_caches(shape: Sequence[int], expand: Tensor | None, keep: bool, *, bf16: bool = False) -> bool:
     """Whether z1 is never in memory (csrc/blocks/expand_depthwise.h).
 
     That is faster where z1 is large, and has so many rows that the covariance is small work beside the convolution.
@@ -129,8 +130,9 @@ def expands_in_caches(shape: Sequence[int], expand: Tensor | None, keep: bool) -
         shape: [N, C_in, H, W] of x.
         expand: weight [C, C_in / G, 1, 1], or None: nothing is expanded.
         keep: whether there will be a backward pass.
+        bf16: x is; then z1 is always in memory.
     """
-    if expand is None:
+    if expand is None or bf16:
         return False
     batch, in_channels, height, width = shape
     rows = batch * height * width
@@ -147,8 +149,10 @@ def make_block(
     o: Options,
     threads: int,
     parts: Parts | None = None,
+    *,
+    bf16: bool = False,
 ) -> _core.InvertedResidual:
-    """The block as the core takes it, for x [N, C_in, H, W] of this shape; the parameters must outlive it.
+    """The block as the core takes it, for x [N, C_in, H, W] of this shape and type; the parameters must outlive it.
 
     Of a weight in parts, the one among the parameters has the shape alone.
     """
@@ -159,7 +163,7 @@ def make_block(
     assert project is not None
     middle = sum(weight.shape[0] for weight in weights)
     at = _addresses(parameters)
-    in_caches = [expands_in_caches(shape, expand, keep) for keep in (False, True)]
+    in_caches = [expands_in_caches(shape, expand, keep, bf16=bf16) for keep in (False, True)]
     return _core.InvertedResidual(
         (batch, height, width, channels, middle, project.shape[0], o.stride),
         [] if expand is None else _addresses(parts.expand) or [at[0]],
@@ -169,7 +173,7 @@ def make_block(
         (at[8], at[9], at[10], at[11]),
         0 if reduce is None else reduce.shape[0],
         (ACTIVATIONS[o.activation], ACTIVATIONS[o.gate[0] or "identity"]),
-        (o.residual, o.batch_statistics, o.gate[1] == "sigmoid", *in_caches),
+        (o.residual, o.batch_statistics, o.gate[1] == "sigmoid", *in_caches, bf16),
         (1 if expand is None else channels // expand.shape[1], middle // project.shape[1]),
         threads,
     )
@@ -184,7 +188,7 @@ class _Block:
         weights = [ready(weight) for weight in weights]
         self._alive = (x, parameters, weights)
         self.rows = (x.data_ptr(), x_stride)
-        self.core = make_block(x.shape, parameters, weights, o, threads())
+        self.core = make_block(x.shape, parameters, weights, o, threads(), bf16=x.dtype is torch.bfloat16)
 
 
 def _forward(
@@ -197,6 +201,8 @@ def _forward(
     *options, keep = options_and_keep
     o = Options._make((*options, not moments))
     y, found, kept = _outputs(x, parameters, weights, moments, o.stride, keep)
+    if x.numel() == 0:
+        return y, [values.zero_() for values in found], kept
     block = _Block(x, parameters, weights, o)
     normalising = three(moments or found)
     places = _addresses(kept) if keep else (0,) * NUM_KEPT
@@ -214,9 +220,11 @@ def _backward(
     moments: Sequence[Tensor],
     *options: Any,
 ) -> list[Tensor]:
+    gradients = _gradients(x, parameters, weights)
+    if x.numel() == 0:
+        return [value.zero_() for value in gradients]
     block = _Block(x, parameters, weights, Options._make((*options, batch_statistics)))
     grad, _, grad_stride = rows_of(grad)
-    gradients = _gradients(x, parameters, weights)
     grad_x, *addresses = _addresses(gradients)
     block.core.backward(
         block.rows,
@@ -254,7 +262,7 @@ def _outputs(
     found = [] if moments else [x.new_empty((2, c), dtype=torch.float32) for c in norms]
     if not keep:
         return y, found, []
-    in_caches = expands_in_caches(x.shape, expand, keep)
+    in_caches = expands_in_caches(x.shape, expand, keep, bf16=x.dtype is torch.bfloat16)
     z1 = x.new_empty(0) if expand is None or in_caches else memory.image(x, (n, middle, height, width))
     z2, z3 = (memory.image(x, (n, c, out_height, out_width)) for c in (middle, channels))
     hidden = 0 if reduce is None else reduce.shape[0]

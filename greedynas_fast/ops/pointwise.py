@@ -1,8 +1,8 @@
 """The 1x1 convolution with what stands before and after it; the operators `torch.ops.greedynas.pointwise*`.
 
 Norm, activation and gate are applied to blocks of x in the caches just before they are multiplied, and the moments of a
-block of results are taken while it is there. Each is one call of the compiled core, csrc/blocks/pointwise.h: float32 and
-bf16 on the CPU.
+block of results are taken while it is there. Each is one call of the compiled core, csrc/blocks/pointwise.h: float32
+and bf16 on the CPU.
 """
 
 from __future__ import annotations

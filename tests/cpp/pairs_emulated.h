@@ -15,6 +15,11 @@ struct PairsEmulated {
     for (int i = 0; i < V::width; ++i) bits[i] = greedynas::filter::bf16_bits(numbers[i]);
     std::memcpy(words, bits, sizeof bits);
   }
+  static void store_first_bf16(V values, void* words, int count) {
+    std::uint16_t bits[V::width];
+    store_bf16(values, bits);
+    std::memcpy(words, bits, static_cast<std::size_t>(count) * sizeof bits[0]);
+  }
   static V join(const std::uint16_t* a, const std::uint16_t* b, int count) {
     std::uint16_t words[V::width][2] = {};
     for (int i = 0; i < V::width && i < count; ++i) {

@@ -1,13 +1,15 @@
 // Whole blocks: with and without what a backward pass needs, on one thread and on three, the same bits; expanded in
-// memory and in the caches, nearly the same numbers; everything that is promised is written. All tensors and workspaces
-// end with their allocation, so that the sanitizers see a step beyond. Values and gradients are compared with torch's
-// in tests/ops.
+// memory and in the caches, nearly the same numbers; in float32 and bf16; everything that is promised is written. All
+// tensors and workspaces end with their allocation, so that the sanitizers see a step beyond. Values and gradients are
+// compared with torch's in tests/ops.
 #include <algorithm>
 #include <array>
 #include <cmath>
 #include <cstdint>
+#include <cstring>
 #include <vector>
 
+#include "blocks/cpu/mixconv_vec.h"
 #include "blocks/inverted_residual.h"
 #include "check.h"
 #include "floats.h"
@@ -28,14 +30,47 @@ bool finite(const Floats& values) {
 struct Case {
   std::int64_t batch, size;
   int in, middle, out, stride, gate_width;  // 0: no gate
-  bool expands, batch_statistics, in_caches;
+  bool expands, batch_statistics, in_caches, bf16;
+};
+
+// A tensor of float32 or bf16 numbers, which are unset at first.
+class Tensor {
+ public:
+  Tensor(const Case& c, std::int64_t count)
+      : bf16_(c.bf16), bytes_(static_cast<std::size_t>(count * (c.bf16 ? 2 : 4)), 0xFF) {}
+  Tensor(const Case& c, const Floats& values) : Tensor(c, static_cast<std::int64_t>(values.size())) {
+    for (std::size_t i = 0; i < values.size(); ++i) {
+      const std::uint16_t half = blocks::bf16_of(values[i]);
+      if (bf16_) {
+        std::memcpy(bytes_.data() + 2 * i, &half, sizeof half);
+      } else {
+        std::memcpy(bytes_.data() + 4 * i, &values[i], sizeof values[i]);
+      }
+    }
+  }
+  void* data() { return bytes_.data(); }
+  Floats numbers() const {
+    Floats result;
+    for (std::size_t i = 0; i < bytes_.size(); i += bf16_ ? 2 : 4) {
+      std::uint16_t half = 0;
+      float number = 0.0F;
+      std::memcpy(&half, bytes_.data() + i, sizeof half);
+      if (!bf16_) std::memcpy(&number, bytes_.data() + i, sizeof number);
+      result.push_back(bf16_ ? blocks::number_of(half) : number);
+    }
+    return result;
+  }
+
+ private:
+  bool bf16_;
+  std::vector<unsigned char> bytes_;
 };
 
 // Everything that a block writes, one after the other; what stands for z1 is the last.
 Floats run(const Case& c, int threads) {
   const bool residual = c.stride == 1 && c.in == c.out;
   const int first = c.middle / 3, second = c.middle - first;
-  const Floats x = random_floats(c.batch * c.size * c.size * c.in, 1);
+  Tensor x(c, random_floats(c.batch * c.size * c.size * c.in, 1));
   const Floats expand = random_floats(c.middle * c.in, 2), project = random_floats(c.out * c.middle, 3);
   const Floats kernel3 = random_floats(first * 9, 4), kernel5 = random_floats(second * 25, 5);
   const Floats weights = random_floats(3 * (c.middle + c.out), 6), biases = random_floats(3 * (c.middle + c.out), 7);
@@ -44,6 +79,7 @@ Floats run(const Case& c, int threads) {
   Floats grad3 = unset(first * 9), grad5 = unset(second * 25);
 
   blocks::InvertedResidual block{};
+  block.storage = c.bf16 ? norm::Storage::bf16 : norm::Storage::float32;
   block.batch = c.batch;
   block.height = block.width = c.size;
   block.in = c.in;
@@ -74,11 +110,11 @@ Floats run(const Case& c, int threads) {
     moments2 = moments1;
     moments3.assign(given.begin(), given.begin() + 2 * c.out);
   }
-  Floats z1 = unset(c.expands && !c.in_caches ? rows * c.middle : 0);
-  Floats covariance = unset(c.in_caches && c.batch_statistics ? (c.in + 1) * c.in : 0), z2 = unset(out_rows * c.middle),
-         z3 = unset(out_rows * c.out);
+  Tensor z1(c, c.expands && !c.in_caches ? rows * c.middle : 0), z2(c, out_rows * c.middle), z3(c, out_rows * c.out);
+  Floats covariance = unset(c.in_caches && c.batch_statistics ? (c.in + 1) * c.in : 0);
   Floats means = unset(c.gate_width > 0 ? c.batch * c.middle : 0), logits = means;
-  Floats hidden = unset(c.batch * c.gate_width), y = unset(out_rows * c.out), again = y;
+  Floats hidden = unset(c.batch * c.gate_width);
+  Tensor y(c, out_rows * c.out), again = y;
   float* const of_first = c.expands ? moments1.data() : nullptr;
   const blocks::InvertedResidualTensors nothing{
       {of_first, moments2.data(), moments3.data()}, nullptr, nullptr, nullptr, nullptr, nullptr, nullptr, nullptr};
@@ -94,11 +130,10 @@ Floats run(const Case& c, int threads) {
                                              covariance.data()};
   space = unset(blocks::workspace_floats(block, true));
   blocks::forward(block, kept, space.data(), y.data());
-  CHECK(y == again);
+  CHECK(y.numbers() == again.numbers());
 
-  const Floats grad = random_floats(out_rows * c.out, 12);
-  Floats grad_x = unset(rows * c.in), grad_expand = unset(c.expands ? c.middle * c.in : 0),
-         grad_project = unset(c.out * c.middle);
+  Tensor grad(c, random_floats(out_rows * c.out, 12)), grad_x(c, rows * c.in);
+  Floats grad_expand = unset(c.expands ? c.middle * c.in : 0), grad_project = unset(c.out * c.middle);
   Floats norm1 = unset(c.expands ? 2 * c.middle : 0), norm2 = unset(2 * c.middle), norm3 = unset(2 * c.out);
   Floats grad_reduce = unset(c.gate_width * c.middle), grad_raise = grad_reduce;
   Floats grad_reduce_bias = unset(c.gate_width), grad_raise_bias = unset(c.gate_width > 0 ? c.middle : 0);
@@ -114,29 +149,31 @@ Floats run(const Case& c, int threads) {
                     grad_reduce_bias.data(),
                     grad_raise.data(),
                     grad_raise_bias.data()});
+  const Floats of_y = y.numbers(), of_z1 = z1.numbers(), of_z2 = z2.numbers(), of_z3 = z3.numbers(),
+               of_x = grad_x.numbers();
   Floats all;
-  for (const Floats* part : {&y,
-                             &z2,
-                             &z3,
-                             &means,
-                             &hidden,
-                             &logits,
-                             &moments2,
-                             &moments3,
-                             &grad_x,
-                             &grad_expand,
-                             &grad_project,
-                             &norm1,
-                             &norm2,
-                             &norm3,
-                             &grad3,
-                             &grad5,
-                             &grad_reduce,
-                             &grad_raise,
-                             &grad_reduce_bias,
-                             &grad_raise_bias,
-                             &z1,
-                             &covariance}) {
+  for (const Floats* part : std::initializer_list<const Floats*>{&of_y,
+                                                                 &of_z2,
+                                                                 &of_z3,
+                                                                 &means,
+                                                                 &hidden,
+                                                                 &logits,
+                                                                 &moments2,
+                                                                 &moments3,
+                                                                 &of_x,
+                                                                 &grad_expand,
+                                                                 &grad_project,
+                                                                 &norm1,
+                                                                 &norm2,
+                                                                 &norm3,
+                                                                 &grad3,
+                                                                 &grad5,
+                                                                 &grad_reduce,
+                                                                 &grad_raise,
+                                                                 &grad_reduce_bias,
+                                                                 &grad_raise_bias,
+                                                                 &of_z1,
+                                                                 &covariance}) {
     CHECK(finite(*part));
     all.insert(all.end(), part->begin(), part->end());
   }
@@ -162,8 +199,20 @@ int main() {
         for (const bool expands : {true, false}) {
           for (const auto& [batch, size, in, middle, out] :
                {std::array<int, 5>{3, 5, 8, 24, 8}, {2, 3, 5, 17, 7}, {9, 8, 20, 50, 20}}) {
-            Case c{batch,      size,    expands ? in : middle, middle, expands ? out : middle, stride,
-                   gate_width, expands, batch_statistics,      false};
+            Case c{batch,
+                   size,
+                   expands ? in : middle,
+                   middle,
+                   expands ? out : middle,
+                   stride,
+                   gate_width,
+                   expands,
+                   batch_statistics,
+                   false,
+                   true};
+            const Floats rounded = run(c, 1);
+            CHECK(rounded == run(c, 3));
+            c.bf16 = false;
             const Floats first = run(c, 1);
             CHECK(first == run(c, 3));
             if (!expands) continue;

@@ -5,12 +5,13 @@
 #include <cstdint>
 #include <vector>
 
-#include "blocks/cpu/gemm_block.h"
+#include "blocks/cpu/gemm_pairs_block.h"
 #include "blocks/expand_depthwise.h"
 #include "blocks/expanded_statistics.h"
 #include "blocks/pointwise.h"
 #include "check.h"
 #include "floats.h"
+#include "pairs_emulated.h"
 
 using namespace greedynas;
 
@@ -25,6 +26,16 @@ struct Close {
   }
   bool within(double bound) const { return worst <= bound; }
 };
+
+using Halves = std::vector<blocks::Bf16Bits>;
+
+Halves random_halves(std::int64_t count, std::uint32_t seed) {
+  Halves halves;
+  for (const float value : random_floats(count, seed)) halves.push_back(blocks::bf16_of(value));
+  return halves;
+}
+
+double number(blocks::Bf16Bits bf16) { return static_cast<double>(blocks::number_of(bf16)); }
 
 // multiply and accumulate of one level, with odd sizes and gaps between rows.
 void test_products(const blocks::GemmKernel& kernel, std::int64_t rows, int depth, int columns) {
@@ -67,6 +78,59 @@ void test_products(const blocks::GemmKernel& kernel, std::int64_t rows, int dept
       for (std::int64_t r = 0; r < rows; ++r) {
         sum += static_cast<double>(a[static_cast<std::size_t>(r * stride + k)]) *
                static_cast<double>(x[static_cast<std::size_t>(r * columns + n)]);
+      }
+      outer.add(sums[static_cast<std::size_t>(k * columns + n)], sum, std::sqrt(static_cast<double>(rows)) + 1.0);
+    }
+  }
+  CHECK(outer.within(2e-6));
+}
+
+// The same of bf16 numbers, without gaps beyond the end of any row.
+void test_bf16_products(const blocks::GemmBf16Kernel& kernel, std::int64_t rows, int depth, int columns) {
+  const std::int64_t stride = depth + 3, c_stride = columns + 5;
+  const Halves a = random_halves((rows - 1) * stride + depth, 1),
+               init = random_halves((rows - 1) * c_stride + columns, 3);
+  const Halves x = random_halves(rows * columns, 4);
+  const Floats b = random_floats(depth * columns, 2);
+  Floats packed(static_cast<std::size_t>(blocks::gemm_packed_floats(depth, columns)), NAN);
+  kernel.pack(b.data(), columns, 1, depth, columns, packed.data());
+  Halves c(init.size(), 7);
+  blocks::GemmAhead ahead;
+  ahead.add(b.data(), 200);
+  kernel.multiply({a.data(), stride}, rows, depth, packed.data(), columns, {init.data(), c_stride}, c.data(), c_stride,
+                  ahead);
+  Close products;
+  for (std::int64_t r = 0; r < rows; ++r) {
+    for (std::int64_t n = 0; n < c_stride; ++n) {
+      const auto at = static_cast<std::size_t>(r * c_stride + n);
+      if (n >= columns) {
+        if (at < c.size()) CHECK(c[at] == 7);
+        continue;
+      }
+      double sum = number(init[at]), size = std::abs(sum);
+      for (int k = 0; k < depth; ++k) {
+        const auto rounded = blocks::bf16_of(b[static_cast<std::size_t>(k * columns + n)]);
+        const double product = number(a[static_cast<std::size_t>(r * stride + k)]) * number(rounded);
+        sum += product;
+        size += std::abs(product);
+      }
+      // Half of the last bit of the result, and what rounding of sums can be.
+      products.add(static_cast<float>(number(c[at])), sum, std::abs(sum) / 256.0 + size * 1e-5 + 1e-30);
+    }
+  }
+  CHECK(products.within(1.0));
+
+  Floats sums(static_cast<std::size_t>(depth * columns), 0.5F),
+      memory(static_cast<std::size_t>(blocks::gemm_bf16_floats(rows, depth, columns)), NAN);
+  kernel.accumulate({a.data(), stride}, {x.data(), columns}, rows, depth, columns, sums.data(), columns, memory.data(),
+                    ahead);
+  Close outer;
+  for (int k = 0; k < depth; ++k) {
+    for (int n = 0; n < columns; ++n) {
+      double sum = 0.5;
+      for (std::int64_t r = 0; r < rows; ++r) {
+        sum +=
+            number(a[static_cast<std::size_t>(r * stride + k)]) * number(x[static_cast<std::size_t>(r * columns + n)]);
       }
       outer.add(sums[static_cast<std::size_t>(k * columns + n)], sum, std::sqrt(static_cast<double>(rows)) + 1.0);
     }
@@ -231,6 +295,19 @@ int main() {
       test_products(*kernel, 25, 1, columns);
       test_products(*kernel, 25, 300, columns);
       test_products(*kernel, 9, 13, columns);  // tiles of different numbers of rows in the sum over rows
+    }
+  }
+  const blocks::GemmBf16Kernel pairs = blocks::gemm_pair_kernel_over<cpu::VecGeneric<16>, PairsEmulated>("pairs");
+  std::vector<const blocks::GemmBf16Kernel*> bf16_kernels{&pairs};
+  for (const cpu::Isa isa : cpu::compiled()) {
+    if (cpu::available(isa)) bf16_kernels.push_back(&blocks::gemm_bf16_kernel_for(isa));
+  }
+  for (const blocks::GemmBf16Kernel* kernel : bf16_kernels) {
+    for (const int columns : {1, 7, 8, 12, 16, 17, 24, 28, 32, 36, 40, 44, 48, 65}) {
+      for (std::int64_t rows = 1; rows <= 13; ++rows)
+        test_bf16_products(*kernel, rows, rows % 2 == 0 ? 9 : 10, columns);
+      test_bf16_products(*kernel, 25, 1, columns);
+      test_bf16_products(*kernel, 25, 300, columns);
     }
   }
   for (const bool gated : {false, true}) {

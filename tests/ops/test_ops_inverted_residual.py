@@ -25,7 +25,9 @@ Tensors = dict[str, Any]
 def place(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Blocks are expanded in both ways, however large they are."""
     in_caches = request.param == "z1 in the caches"
-    monkeypatch.setattr(core, "expands_in_caches", lambda _, expand, keep: in_caches and expand is not None)
+    monkeypatch.setattr(
+        core, "expands_in_caches", lambda _, expand, keep, bf16=False: in_caches and not (expand is None or bf16)
+    )
 
 
 def make(
@@ -139,9 +141,22 @@ def test_groups() -> None:
         call(inverted_residual, {**t, "pw": t["pw"][:, :5]})
 
 
+@pytest.mark.usefixtures("level")
 @pytest.mark.parametrize("gated", [False, True])
-def test_bf16(gated: bool) -> None:
-    check(make(size=(8, 9, 9), gated=gated, dtype=torch.bfloat16), torch.bfloat16, residual=True)
+@pytest.mark.parametrize("channels", [(8, 24, 8), (16, 96, 16), (7, 41, 7)])
+def test_bf16(channels: tuple[int, int, int], gated: bool) -> None:
+    """With odd numbers of channels products are not those of pairs."""
+    t = make(channels, (3, 5), (8, 9, 9), gated=gated, dtype=torch.bfloat16)
+    check(t, torch.bfloat16, residual=True)
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("moments", [False, True])
+@pytest.mark.parametrize("expands", [False, True])
+def test_bf16_blocks(expands: bool, moments: bool, stride: int) -> None:
+    channels = (8, 24, 8) if expands else (24, 24, 24)
+    t = make(channels, (3, 7), (8, 9, 9), expands=expands, gated=True, moments=moments, dtype=torch.bfloat16)
+    check(t, torch.bfloat16, stride=stride, residual=stride == 1)
 
 
 def test_layouts() -> None:
@@ -165,6 +180,9 @@ def test_without_gradients() -> None:
 def test_empty_batch_and_single_pixels() -> None:
     t = make(size=(0, 4, 4), moments=True)
     assert call(inverted_residual, t, stride=2)[0].shape == (0, 8, 2, 2)
+    found = with_gradients(inverted_residual, make(size=(0, 4, 4), gated=True), None)
+    assert len(found) == 1 + 3 + 1 + 2 + 6 + 1 + 4
+    assert not any(value.any() for value in found.values())
     check(make(kernels=(3, 11), size=(5, 1, 1)))
 
 

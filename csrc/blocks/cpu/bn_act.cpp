@@ -222,17 +222,6 @@ Coefficients known_coefficients(std::int64_t rows, int num_channels, const Chann
   return {channels.mean, scale, bias, slope, offset};
 }
 
-void backward_with(const Shape& shape, Input grad, Input x, const Channels& channels, const KnownGradients& known,
-                   int threads, float* workspace, void* grad_x) {
-  const Kernel& kernel = kernel_for(cpu::selected(), shape.channels);
-  const Coefficients c = known_coefficients(shape.rows, shape.channels, channels, known, workspace);
-  for_chunks(shape, threads, Order::forwards, [&](std::int64_t, std::int64_t row, const Shape& part) {
-    const Input from = from_row(x, row, shape.storage);
-    kernel.backward({part, Activation::identity, false, 1}, from_row(grad, row, shape.storage), from, c, from,
-                    from_row(grad_x, row, shape), nullptr);
-  });
-}
-
 void statistics_gradient(std::int64_t rows, int num_channels, const Channels& channels, const KnownGradients& known,
                          float* sum, float* square) {
   for (int c = 0; c < num_channels; ++c) {

@@ -9,20 +9,6 @@
 namespace greedynas::blocks {
 namespace {
 
-GREEDYNAS_VEC_INLINE float gemm_float_of(std::uint32_t bits) {
-  float value;
-  __builtin_memcpy(&value, &bits, sizeof value);
-  return value;
-}
-
-// To nearest, ties to even; not-a-number stays that.
-GREEDYNAS_VEC_INLINE Bf16Bits gemm_rounded(float value) {
-  std::uint32_t bits;
-  __builtin_memcpy(&bits, &value, sizeof bits);
-  if (value != value) return static_cast<Bf16Bits>(bits >> 16 | 0x40);
-  return static_cast<Bf16Bits>((bits + 0x7FFFU + ((bits >> 16) & 1U)) >> 16);
-}
-
 // Products of bf16 numbers of a with floats.
 template <class Vec>
 struct GemmWidened {
@@ -31,7 +17,7 @@ struct GemmWidened {
   using Half = GemmWidened<typename GemmHalf<V>::type>;
   static constexpr bool has_half = GemmHalf<V>::exists;
 
-  GREEDYNAS_VEC_INLINE static V row(const Bf16Bits* p) { return V::set(gemm_float_of(std::uint32_t{*p} << 16)); }
+  GREEDYNAS_VEC_INLINE static V row(const Bf16Bits* p) { return V::set(number_of(*p)); }
   GREEDYNAS_VEC_INLINE static auto lower(V values) { return GemmHalf<V>::lower(values); }
   GREEDYNAS_VEC_INLINE static V multiply_add(V row, V columns, V sums) { return fma(row, columns, sums); }
   GREEDYNAS_VEC_INLINE static V multiply_add(const Bf16Bits* p, V columns, V sums) {
@@ -44,9 +30,7 @@ void gemm_pack_widened(const float* b, std::int64_t row_stride, std::int64_t col
                        float* packed) {
   gemm_pack<V>(b, row_stride, column_stride, depth, columns, packed);
   const std::int64_t count = static_cast<std::int64_t>(depth) * gemm_vectors<V>(columns) * V::width;
-  for (std::int64_t i = 0; i < count; ++i) {
-    packed[i] = gemm_float_of(static_cast<std::uint32_t>(gemm_rounded(packed[i])) << 16);
-  }
+  for (std::int64_t i = 0; i < count; ++i) packed[i] = number_of(bf16_of(packed[i]));
 }
 
 // All of the depth at once: sums in memory would be rounded.
@@ -56,8 +40,7 @@ void gemm_multiply_widened(GemmBf16Rows a, std::int64_t rows, int depth, const f
   gemm_for_panels<V>(columns, [&](int first, int width, int lanes, int vectors) {
     const float* const b = packed + static_cast<std::int64_t>(depth) * first;
     gemm_panel_of<GemmWidened<V>, Bf16Bits>(
-        vectors,
-        {a.data, a.stride, 1, b, width, depth, init.after(first), c + first, c_stride, lanes, &ahead}, rows);
+        vectors, {a.data, a.stride, 1, b, width, depth, init.after(first), c + first, c_stride, lanes, &ahead}, rows);
   });
 }
 
@@ -73,19 +56,10 @@ void gemm_accumulate_widened(GemmBf16Rows g, GemmBf16Rows x, std::int64_t rows, 
     if (i < in) load_first<V>(from + i, in - i).store(to + i);
   }
   gemm_for_panels<V>(in, [&](int first, int, int lanes, int vectors) {
-    gemm_panel_of<GemmWidened<V>, float>(vectors,
-                                         {g.data,
-                                          1,
-                                          g.stride,
-                                          memory + first,
-                                          width,
-                                          rows,
-                                          {c + first, c_stride},
-                                          c + first,
-                                          c_stride,
-                                          lanes,
-                                          &ahead},
-                                         out);
+    gemm_panel_of<GemmWidened<V>, float>(
+        vectors,
+        {g.data, 1, g.stride, memory + first, width, rows, {c + first, c_stride}, c + first, c_stride, lanes, &ahead},
+        out);
   });
 }
 

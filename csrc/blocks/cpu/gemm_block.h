@@ -273,10 +273,9 @@ void gemm_multiply(GemmRows a, std::int64_t rows, int depth, const float* packed
     const GemmRows summand = k == 0 ? init : GemmRows{c, c_stride};
     gemm_for_panels<V>(columns, [&](int first, int width, int lanes, int vectors) {
       const float* const b = packed + static_cast<std::int64_t>(depth) * first + k * width;
-      gemm_panel_of<GemmFloats<V>, float>(vectors,
-                                          {a.data + k, a.stride, 1, b, width, steps, summand.after(first), c + first,
-                                           c_stride, lanes, &ahead},
-                                          rows);
+      gemm_panel_of<GemmFloats<V>, float>(
+          vectors, {a.data + k, a.stride, 1, b, width, steps, summand.after(first), c + first, c_stride, lanes, &ahead},
+          rows);
     });
   }
 }

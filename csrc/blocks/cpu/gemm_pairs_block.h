@@ -36,9 +36,7 @@ struct GemmPairs {
     Pairs<V>::store_first_bf16(sums, p, lanes);
   }
   GREEDYNAS_VEC_INLINE static void store(float* p, V sums) { sums.store(p); }
-  GREEDYNAS_VEC_INLINE static void store_first(float* p, V sums, int lanes) {
-    blocks::store_first(p, sums, lanes);
-  }
+  GREEDYNAS_VEC_INLINE static void store_first(float* p, V sums, int lanes) { blocks::store_first(p, sums, lanes); }
 };
 
 template <class V, template <class> class Pairs>
@@ -52,7 +50,7 @@ void gemm_pack_pairs(const float* b, std::int64_t row_stride, std::int64_t colum
       const float* const one = from + k * row_stride;
       for (int n = 0; n < width; ++n) {
         const float* const p = one + n * column_stride;
-        const std::uint32_t word = n < there ? gemm_rounded(p[0]) | std::uint32_t{gemm_rounded(p[row_stride])} << 16 : 0;
+        const std::uint32_t word = n < there ? bf16_of(p[0]) | std::uint32_t{bf16_of(p[row_stride])} << 16 : 0;
         __builtin_memcpy(packed + n, &word, sizeof word);
       }
       packed += width;

@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "blocks/cpu/gate_products.h"
+#include "blocks/cpu/mixconv_vec.h"
 #include "blocks/cpu/pointwise_blocks.h"
 #include "blocks/expand_depthwise.h"
 #include "blocks/expanded_statistics.h"
@@ -32,17 +33,21 @@ struct Layers {
   const InvertedResidual& block;
   const Input none{nullptr, 0};
 
-  Pointwise expand() const { return {block.rows(), block.in, block.middle, block.threads, block.expand_groups}; }
-  Pointwise project() const { return {block.out_rows(), block.middle, block.out, block.threads, block.project_groups}; }
+  Pointwise expand() const {
+    return {block.rows(), block.in, block.middle, block.threads, block.expand_groups, 0, block.storage};
+  }
+  Pointwise project() const {
+    return {block.out_rows(), block.middle, block.out, block.threads, block.project_groups, 0, block.storage};
+  }
   // With the sums for the gate.
   Pointwise project_backward() const {
     Pointwise layer = project();
     if (gated(block)) layer.gate_images = block.batch;
     return layer;
   }
-  norm::Shape shape2() const { return norm::shape_of(Storage::float32, block.out_rows(), block.middle); }
+  norm::Shape shape2() const { return norm::shape_of(block.storage, block.out_rows(), block.middle); }
   norm::BnAct norm3(bool residual) const {
-    return {norm::shape_of(Storage::float32, block.out_rows(), block.out), norm::Activation::identity, residual,
+    return {norm::shape_of(block.storage, block.out_rows(), block.out), norm::Activation::identity, residual,
             block.threads};
   }
   norm::Channels channels(int which, const float* moments) const {
@@ -60,13 +65,13 @@ struct Layers {
             block.threads};
   }
   GateProducts gate() const { return {block.batch, block.middle, block.gate, block.threads}; }
-  PointwiseInput project_input(const float* z2, const float* scale_shift, const float* gates) const {
+  PointwiseInput project_input(const void* z2, const float* scale_shift, const float* gates) const {
     return {{z2, block.middle}, norm::prologue_of(block.activation), scale_shift, scale_shift + block.middle, gates,
             block.out_pixels()};
   }
   // Of x where nothing is expanded, else of z1.
-  MixconvCall depthwise(const float* z1, const float* scale_shift) const {
-    MixconvCall call{MixconvStorage::float32,
+  MixconvCall depthwise(const void* z1, const float* scale_shift) const {
+    MixconvCall call{block.storage == Storage::bf16 ? MixconvStorage::bf16 : MixconvStorage::float32,
                      MixconvStorage::float32,
                      block.batch,
                      block.height,
@@ -87,7 +92,7 @@ struct Layers {
   ExpandDepthwise expand_depthwise(const float* scale_shift) const {
     return {expand(), block.x, block.expand, depthwise(nullptr, scale_shift)};
   }
-  MixconvTensor image2(const float* data) const {
+  MixconvTensor image2(const void* data) const {
     return image_tensor(data, (block.height - 1) / block.stride + 1, (block.width - 1) / block.stride + 1,
                         block.middle);
   }
@@ -111,8 +116,14 @@ std::int64_t largest_workspace(const Layers& layers, bool in_caches) {
   return std::max({most, norm::workspace_floats(layers.squeeze(nullptr)), blocks::workspace_floats(layers.gate())});
 }
 
+// Floats that elements of a block's tensors need.
+std::int64_t floats_for(const InvertedResidual& block, std::int64_t elements) {
+  return block.storage == Storage::bf16 ? (elements + 1) / 2 : elements;
+}
+
 struct Space {
-  float *affine1, *affine2, *gates, *z1, *z2, *z3, *means, *hidden, *logits, *covariance, *rest;
+  float *affine1, *affine2, *gates, *means, *hidden, *logits, *covariance, *rest;
+  void *z1, *z2, *z3;
   std::int64_t floats;
 
   Space(const InvertedResidual& block, bool keeps, float* workspace) {
@@ -127,9 +138,9 @@ struct Space {
     logits = gate_here ? pieces.take(block.batch * block.middle) : nullptr;
     hidden = gate_here ? pieces.take(block.batch * block.gate.width) : nullptr;
     const bool z1_here = !keeps && block.expand != nullptr && !in_caches;
-    z1 = z1_here ? pieces.take(block.rows() * block.middle) : nullptr;
-    z2 = keeps ? nullptr : pieces.take(block.out_rows() * block.middle);
-    z3 = keeps ? nullptr : pieces.take(block.out_rows() * block.out);
+    z1 = z1_here ? pieces.take(floats_for(block, block.rows() * block.middle)) : nullptr;
+    z2 = keeps ? nullptr : pieces.take(floats_for(block, block.out_rows() * block.middle));
+    z3 = keeps ? nullptr : pieces.take(floats_for(block, block.out_rows() * block.out));
     const bool covariance_here = !keeps && in_caches;
     covariance = covariance_here ? pieces.take(covariance_floats(layers.expand())) : nullptr;
     rest = pieces.take(largest_workspace(layers, in_caches));
@@ -139,8 +150,9 @@ struct Space {
 
 struct BackwardSpace {
   float *affine1, *affine2, *gates, *gate_sums, *grad_means, *grad_affine1, *grad_affine2, *statistics;
-  float* grad_z2;  // with a gate, as the projection gives it: the depthwise convolution carries it through the gate
-  float *grad_z1, *rest;
+  void* grad_z2;  // with a gate, as the projection gives it: the depthwise convolution carries it through the gate
+  void* grad_z1;
+  float* rest;
   std::int64_t floats;
 
   BackwardSpace(const InvertedResidual& block, float* workspace) {
@@ -156,29 +168,38 @@ struct BackwardSpace {
     gates = pieces.take(images);
     gate_sums = pieces.take(norm::kGateSums * images);
     grad_means = pieces.take(images);
-    grad_z1 = pieces.take(block.expand == nullptr || in_caches ? 0 : block.rows() * block.middle);
-    grad_z2 = pieces.take(block.out_rows() * block.middle);
+    const bool has_grad_z1 = block.expand != nullptr && !in_caches;
+    grad_z1 = pieces.take(has_grad_z1 ? floats_for(block, block.rows() * block.middle) : 0);
+    grad_z2 = pieces.take(floats_for(block, block.out_rows() * block.middle));
     rest = pieces.take(
         std::max(largest_workspace(layers, in_caches), blocks::workspace_floats(layers.project_backward())));
     floats = pieces.taken();
   }
 };
 
+void add(const float* more, int count, float* to) {
+  for (int i = 0; i < count; ++i) to[i] += more[i];
+}
+void add(const Bf16Bits* more, int count, Bf16Bits* to) {
+  for (int i = 0; i < count; ++i) to[i] = bf16_of(number_of(to[i]) + number_of(more[i]));
+}
+
 // to [rows, channels] += from.
-void add_to(Input from, std::int64_t rows, int channels, int threads, float* to) {
+template <class Element>
+void add_to(Input from, std::int64_t rows, int channels, int threads, Element* to) {
   cpu::team_for(rows, std::max(1, (1 << 14) / channels), threads, [&](std::int64_t begin, std::int64_t end) {
     for (std::int64_t row = begin; row < end; ++row) {
-      const float* const more = static_cast<const float*>(from.data) + row * from.stride;
-      for (int c = 0; c < channels; ++c) to[row * channels + c] += more[c];
+      add(rows_of<Element>(from).from(row).data, channels, to + row * channels);
     }
   });
 }
 
 // The expansion and the depthwise convolution.
-void expand_and_convolve(const Layers& layers, const InvertedResidualTensors& tensors, const Space& space, float* z2) {
+void expand_and_convolve(const Layers& layers, const InvertedResidualTensors& tensors, const Space& space, void* z2) {
   const InvertedResidual& block = layers.block;
   const bool keeps = tensors.z2 != nullptr;
-  float *const z1 = keeps ? tensors.z1 : space.z1, *const covariance = keeps ? tensors.covariance : space.covariance;
+  void* const z1 = keeps ? tensors.z1 : space.z1;
+  float* const covariance = keeps ? tensors.covariance : space.covariance;
   float* const moments1 = tensors.moments[0];
   float* const mean1 = block.batch_statistics ? moments1 : nullptr;
   float* const variance1 = mean1 == nullptr ? nullptr : mean1 + block.middle;
@@ -189,7 +210,7 @@ void expand_and_convolve(const Layers& layers, const InvertedResidualTensors& te
       expanded_moments(layers.expand(), block.x, block.expand, space.rest, mean1, variance1, covariance);
     }
     layers.affine(0, moments1, space.affine1);
-    expand_depthwise(layers.expand_depthwise(space.affine1), space.rest, z2, mean2, variance2);
+    expand_depthwise(layers.expand_depthwise(space.affine1), space.rest, static_cast<float*>(z2), mean2, variance2);
     return;
   }
   if (block.expand != nullptr) {
@@ -207,11 +228,11 @@ std::int64_t workspace_floats(const InvertedResidual& block, bool keeps) { retur
 
 std::int64_t backward_workspace_floats(const InvertedResidual& block) { return BackwardSpace(block, nullptr).floats; }
 
-void forward(const InvertedResidual& block, const InvertedResidualTensors& tensors, float* workspace, float* y) {
+void forward(const InvertedResidual& block, const InvertedResidualTensors& tensors, float* workspace, void* y) {
   const Layers layers{block};
   const bool keeps = tensors.z2 != nullptr;
   const Space space(block, keeps, workspace);
-  float *const z2 = keeps ? tensors.z2 : space.z2, *const z3 = keeps ? tensors.z3 : space.z3;
+  void *const z2 = keeps ? tensors.z2 : space.z2, *const z3 = keeps ? tensors.z3 : space.z3;
   expand_and_convolve(layers, tensors, space, z2);
   layers.affine(1, tensors.moments[1], space.affine2);
   if (space.gates != nullptr) {
@@ -285,14 +306,20 @@ void backward(const InvertedResidual& block, const InvertedResidualTensors& tens
   if (block.expands_in_caches[1]) {
     const float* const covariance = block.batch_statistics ? tensors.covariance : nullptr;
     expand_depthwise_backward(layers.expand_depthwise(space.affine1),
-                              {depthwise, &channels1, covariance, add, gradients.x, gradients.expand,
-                               gradients.norms[0].weight, gradients.norms[0].bias},
+                              {depthwise, &channels1, covariance, add, static_cast<float*>(gradients.x),
+                               gradients.expand, gradients.norms[0].weight, gradients.norms[0].bias},
                               space.rest);
     return;
   }
   mixconv_backward(layers.depthwise(tensors.z1, space.affine1), depthwise, space.rest, block.threads);
   if (!expands) {
-    if (block.residual) add_to(grad, block.rows(), block.in, block.threads, gradients.x);
+    if (!block.residual) return;
+    const std::int64_t rows = block.rows();
+    if (block.storage == Storage::bf16) {
+      add_to(grad, rows, block.in, block.threads, static_cast<Bf16Bits*>(gradients.x));
+    } else {
+      add_to(grad, rows, block.in, block.threads, static_cast<float*>(gradients.x));
+    }
     return;
   }
 

@@ -98,18 +98,6 @@ struct MixconvRing {
   }
 };
 
-template <class W>
-GREEDYNAS_VEC_INLINE float weight_value(W value) {
-  if constexpr (sizeof(W) == sizeof(float)) {
-    return value;
-  } else {
-    const std::uint32_t bits = static_cast<std::uint32_t>(value) << 16;
-    float result;
-    __builtin_memcpy(&result, &bits, sizeof bits);
-    return result;
-  }
-}
-
 // [channels, taps] -> [vectors][taps][width]; order[i] is the tap that comes i-th. Absent channels are zero.
 template <class V, class W>
 void pack_weights_of(const W* weights, int channels, int taps, const int* order, float* out) {
@@ -117,7 +105,7 @@ void pack_weights_of(const W* weights, int channels, int taps, const int* order,
     const int live = channels - first < V::width ? channels - first : V::width;
     if (live < V::width) __builtin_memset(out, 0, static_cast<std::size_t>(taps * V::width) * sizeof(float));
     for (int lane = 0; lane < live; ++lane, weights += taps) {
-      for (int i = 0; i < taps; ++i) out[i * V::width + lane] = weight_value(weights[order[i]]);
+      for (int i = 0; i < taps; ++i) out[i * V::width + lane] = number_of(weights[order[i]]);
     }
   }
 }
@@ -161,19 +149,23 @@ struct MixconvInput {
 struct MixconvMomentsRows {
   const MixconvForwardTask& task;
   float* piece;
-  const float* first = nullptr;  // of the rows that wait
+  const void* first = nullptr;  // of the rows that wait
   std::int64_t waiting = 0;
 
   GREEDYNAS_VEC_INLINE void add(const void* row, bool last) {
     const MixconvMomentsTask& moments = task.moments;
     if (moments.kernel == nullptr) return;
-    if (waiting++ == 0) first = static_cast<const float*>(row);
+    if (waiting++ == 0) first = row;
     if (waiting < moments.rows && !last) return;
     const int channels = task.block.channels;
     float* const shift = piece + 2 * moments.width;
-    __builtin_memcpy(shift, first, static_cast<std::size_t>(channels) * sizeof(float));
-    const norm::Shape shape{norm::Storage::float32, waiting * task.geometry->out_width, channels, false};
-    moments.kernel->moments(shape, {first, task.y.pixel}, shift, piece, piece + moments.width);
+    const bool bf16 = task.geometry->storage == MixconvStorage::bf16;
+    for (int c = 0; c < channels; ++c) {
+      shift[c] = bf16 ? number_of(static_cast<const std::uint16_t*>(first)[c]) : static_cast<const float*>(first)[c];
+    }
+    const norm::Shape shape{bf16 ? norm::Storage::bf16 : norm::Storage::float32, waiting * task.geometry->out_width,
+                            channels, false};
+    moments.kernel->moments(shape, {first, task.y.pixel}, first, piece, piece + moments.width);
     piece += 3 * moments.width;
     waiting = 0;
   }

@@ -15,6 +15,22 @@ struct MixconvLanes {
   typedef std::uint32_t Words __attribute__((vector_size(V::width * sizeof(std::uint32_t))));
 };
 
+GREEDYNAS_VEC_INLINE float number_of(float element) { return element; }
+GREEDYNAS_VEC_INLINE float number_of(std::uint16_t bf16) {
+  const std::uint32_t bits = static_cast<std::uint32_t>(bf16) << 16;
+  float result;
+  __builtin_memcpy(&result, &bits, sizeof bits);
+  return result;
+}
+
+// To nearest, ties to even; not-a-number stays that.
+GREEDYNAS_VEC_INLINE std::uint16_t bf16_of(float number) {
+  std::uint32_t bits;
+  __builtin_memcpy(&bits, &number, sizeof bits);
+  const std::uint32_t rounded = bits + 0x7FFFU + ((bits >> 16) & 1U);
+  return static_cast<std::uint16_t>((number == number ? rounded : bits | 0x400000U) >> 16);
+}
+
 template <class V>
 GREEDYNAS_VEC_INLINE V load_elements(const float* p) {
   return V::load(p);

@@ -1,12 +1,12 @@
 #include "blocks/pointwise.h"
 
 #include <algorithm>
-#include <bit>
 #include <type_traits>
 
 #include "blocks/cpu/bn_act_chunks.h"
 #include "blocks/cpu/bn_act_kernels.h"
 #include "blocks/cpu/gemm_kernels.h"
+#include "blocks/cpu/mixconv_vec.h"
 #include "blocks/cpu/pointwise_blocks.h"
 #include "blocks/cpu/squeeze_excite_kernels.h"
 
@@ -102,7 +102,6 @@ struct OfElement<float> {
   static constexpr Storage storage = Storage::float32;
   static constexpr bool reads_beyond = true;  // the sums over rows
   static const GemmKernel& kernel() { return gemm_kernel_for(cpu::selected()); }
-  static float value(float element) { return element; }
   static void accumulate(const GemmKernel& kernel, GemmRows g, GemmRows x, std::int64_t rows, int out, int in, float* c,
                          GemmAhead& ahead) {
     kernel.accumulate(g, x, rows, out, in, c, in, ahead);
@@ -114,7 +113,6 @@ struct OfElement<Bf16Bits> {
   static constexpr Storage storage = Storage::bf16;
   static constexpr bool reads_beyond = false;
   static const GemmBf16Kernel& kernel() { return gemm_bf16_kernel_for(cpu::selected()); }
-  static float value(Bf16Bits element) { return std::bit_cast<float>(std::uint32_t{element} << 16); }
   static void accumulate(const GemmBf16Kernel& kernel, GemmBf16Rows g, GemmBf16Rows x, std::int64_t rows, int out,
                          int in, float* c, GemmAhead& ahead) {
     float* const memory = scratch(3, gemm_bf16_floats(rows, out, in));
@@ -200,7 +198,7 @@ class Call {
 
   void take_moments(std::int64_t block, const Element* y, std::int64_t rows, int channel, int channels) const {
     const Element* const first = y + channel;  // what the means are relative to
-    for (int c = 0; c < channels; ++c) space_.accumulator(block, 2)[channel + c] = Of::value(first[c]);
+    for (int c = 0; c < channels; ++c) space_.accumulator(block, 2)[channel + c] = number_of(first[c]);
     norm::kernel_for(cpu::selected(), channels)
         .moments({Of::storage, rows, channels, false}, {first, layer_.out}, first,
                  space_.accumulator(block, 0) + channel, space_.accumulator(block, 1) + channel);

@@ -265,14 +265,26 @@ class ClassifierLoss:
 
 class ConvNormAct:
     def __init__(
-        self, sizes: Sequence[int], weight: int, norm: tuple[int, int, float], activation: int, threads: int
+        self,
+        sizes: Sequence[int],
+        weight: int,
+        norm: tuple[int, int, float],
+        activation: int,
+        threads: int,
+        bf16: bool,
     ) -> None: ...
     def forward(self, x: int, moments: int, z: int, y: int) -> None: ...
     def backward(self, x: int, moments: int, z: int, grad: tuple[int, int], gradients: Sequence[int]) -> None: ...
 
 class PooledPointwise:
     def __init__(
-        self, sizes: Sequence[int], weight: int, norm: tuple[int, int, float], activation: int, threads: int
+        self,
+        sizes: Sequence[int],
+        weight: int,
+        norm: tuple[int, int, float],
+        activation: int,
+        threads: int,
+        bf16: bool,
     ) -> None: ...
     def forward(self, x: tuple[int, int], moments: int, z: int, pooled: int) -> None: ...
     def backward(self, x: tuple[int, int], moments: int, z: int, grad: int, gradients: Sequence[int]) -> None: ...

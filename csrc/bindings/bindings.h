@@ -7,6 +7,8 @@
 #include <cstdint>
 #include <utility>
 
+#include "blocks/bn_act.h"
+
 namespace greedynas::bindings {
 
 using Address = std::uintptr_t;  // of an array
@@ -18,6 +20,8 @@ T* at(Address address) {
 
 // An address, and the distance of rows or the groups of a convolution.
 using Place = std::pair<Address, std::int64_t>;
+
+inline norm::Storage storage_of(bool bf16) { return bf16 ? norm::Storage::bf16 : norm::Storage::float32; }
 
 // Calls that leave Python to other threads.
 using Released = pybind11::call_guard<pybind11::gil_scoped_release>;

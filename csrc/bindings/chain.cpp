@@ -63,6 +63,9 @@ class Link {
   virtual std::int64_t y_rows() const = 0;
   virtual int x_channels() const = 0;
   virtual int y_channels() const = 0;
+  virtual norm::Storage storage() const = 0;  // of the result, and of x if that has a gradient
+  std::int64_t x_floats() const { return norm::floats_for(storage(), x_rows() * x_channels()); }
+  std::int64_t y_floats() const { return norm::floats_for(storage(), y_rows() * y_channels()); }
   virtual void forward(Place x, const Places& kept, const std::optional<Targets>& targets, Address y) const = 0;
   // gradients: of the parameters, to be written.
   virtual void backward(Place x, const Places& kept, Place grad, Address grad_x, const Address* gradients) const = 0;
@@ -81,6 +84,7 @@ class InvertedResidualLink : public Link {
   std::int64_t y_rows() const override { return block_.block.out_rows(); }
   int x_channels() const override { return block_.block.in; }
   int y_channels() const override { return block_.block.out; }
+  norm::Storage storage() const override { return block_.block.storage; }
 
   void forward(Place x, const Places& kept, const std::optional<Targets>&, Address y) const override {
     run_forward(block_, x, moments(kept), others(kept), y);
@@ -110,10 +114,11 @@ class ConvNormActLink : public Link {
   std::int64_t y_rows() const override { return layer_.rows(); }
   int x_channels() const override { return layer_.in; }
   int y_channels() const override { return layer_.out; }
+  norm::Storage storage() const override { return layer_.storage; }
 
   void forward(Place x, const Places& kept, const std::optional<Targets>&, Address y) const override {
     const cpu::Workspace workspace(blocks::workspace_floats(layer_));
-    blocks::forward(layer_, floats(x.first), kept.floats_at(0), kept.floats_at(1), workspace.floats(), floats(y));
+    blocks::forward(layer_, floats(x.first), kept.floats_at(0), kept.floats_at(1), workspace.floats(), at<void>(y));
   }
 
   void backward(Place x, const Places& kept, Place grad, Address, const Address* gradients) const override {
@@ -137,6 +142,7 @@ class HeadLossLink : public Link {
   std::int64_t y_rows() const override { return 1; }
   int x_channels() const override { return pooling_.in; }
   int y_channels() const override { return 1; }
+  norm::Storage storage() const override { return pooling_.storage; }
 
   void forward(Place x, const Places& kept, const std::optional<Targets>& targets, Address y) const override {
     const auto& [labels, smoothing, mask, scale, correct] = targets.value();
@@ -163,7 +169,7 @@ class HeadLossLink : public Link {
     const cpu::Workspace workspace(blocks::workspace_floats(pooling_));
     blocks::backward(with_input(pooling_, x), kept.floats_at(0), kept.floats_at(1), grad_features.floats(),
                      workspace.floats(),
-                     {floats(grad_x), floats(gradients[0]), {floats(gradients[1]), floats(gradients[2])}});
+                     {at<void>(grad_x), floats(gradients[0]), {floats(gradients[1]), floats(gradients[2])}});
   }
 
  private:
@@ -195,7 +201,7 @@ class Chain {
     for (const auto& link : links_) {
       kept_.push_back(make_array(link->layout().kept_floats));
       const bool last = kept_.size() == links_.size();
-      results_.push_back(make_array(last ? 0 : link->y_rows() * link->y_channels()));
+      results_.push_back(make_array(last ? 0 : link->y_floats()));
       const Address to = last ? y : address_of(results_.back());
       const Places kept(link->layout(), kept_.back().get());
       link->forward(x, kept, targets, to);
@@ -226,7 +232,7 @@ class Chain {
     for (std::size_t i = links_.size(); i-- > 0;) {
       const Link& link = *links_[i];
       const Place own_x = i == 0 ? x : Place{address_of(results_[i - 1]), link.x_channels()};
-      Array own_grad = make_array(i == 0 ? 0 : link.x_rows() * link.x_channels());
+      Array own_grad = make_array(i == 0 ? 0 : link.x_floats());
       const Address to = i == 0 ? grad_x : address_of(own_grad);
       own_sums -= link.layout().counts.size();
       add_gradients(link, own_x, Places(link.layout(), kept_[i].get()), grad, to, own_sums);

@@ -1,4 +1,4 @@
-// The beginning of a network. Addresses of float32 arrays.
+// The beginning of a network. Addresses of float32 arrays; z, y and the gradient of y may be bf16.
 #include "blocks/conv_norm_act.h"
 
 #include <pybind11/stl.h>
@@ -24,9 +24,10 @@ void bind_conv_norm_act(py::module_& m) {
       // sizes: images, height and width of x, channels of x and of the result, kernel size, stride. norm: weight, bias,
       // eps. activation as BnAct's.
       .def(py::init([](const std::array<std::int64_t, 7>& sizes, Address weight,
-                       const std::tuple<Address, Address, double>& norm, int activation, int threads) {
+                       const std::tuple<Address, Address, double>& norm, int activation, int threads, bool bf16) {
              const auto& [scale, bias, eps] = norm;
-             return ConvNormAct{sizes[0],
+             return ConvNormAct{storage_of(bf16),
+                                sizes[0],
                                 sizes[1],
                                 sizes[2],
                                 static_cast<int>(sizes[3]),
@@ -38,13 +39,14 @@ void bind_conv_norm_act(py::module_& m) {
                                 static_cast<norm::Activation>(activation),
                                 threads};
            }),
-           py::arg("sizes"), py::arg("weight"), py::arg("norm"), py::arg("activation"), py::arg("threads"))
+           py::arg("sizes"), py::arg("weight"), py::arg("norm"), py::arg("activation"), py::arg("threads"),
+           py::arg("bf16"))
       .def(
           "forward",
           [](const ConvNormAct& self, Address x, Address moments, Address z, Address y) {
             const cpu::Workspace workspace(blocks::workspace_floats(self));
-            blocks::forward(self, at<const float>(x), at<float>(moments), at<float>(z), workspace.floats(),
-                            at<float>(y));
+            blocks::forward(self, at<const float>(x), at<float>(moments), at<void>(z), workspace.floats(),
+                            at<void>(y));
           },
           py::arg("x"), py::arg("moments"), py::arg("z"), py::arg("y"), Released())
       // gradients: of the weight, and of weight and bias of the norm.
@@ -53,7 +55,7 @@ void bind_conv_norm_act(py::module_& m) {
           [](const ConvNormAct& self, Address x, Address moments, Address z, Place grad,
              const std::array<Address, 3>& gradients) {
             const cpu::Workspace workspace(blocks::workspace_floats(self));
-            blocks::backward(self, at<const float>(x), at<const float>(moments), at<const float>(z),
+            blocks::backward(self, at<const float>(x), at<const float>(moments), at<const void>(z),
                              {at<const void>(grad.first), grad.second}, workspace.floats(), at<float>(gradients[0]),
                              {at<float>(gradients[1]), at<float>(gradients[2])});
           },

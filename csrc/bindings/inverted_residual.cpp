@@ -65,7 +65,7 @@ LaidBlock make_block(const std::array<std::int64_t, 7>& sizes, std::vector<Addre
                      std::array<int, 2> codes, std::array<bool, 6> flags, std::array<int, 2> groups, int threads) {
   const auto parameter = [](Address address) { return at<const float>(address); };
   InvertedResidual block{};
-  block.storage = flags[5] ? norm::Storage::bf16 : norm::Storage::float32;
+  block.storage = storage_of(flags[5]);
   block.batch = sizes[0];
   block.height = sizes[1];
   block.width = sizes[2];

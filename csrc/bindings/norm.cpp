@@ -11,7 +11,7 @@ namespace py = pybind11;
 namespace {
 
 norm::Shape shape_at(std::int64_t rows, int channels, bool bf16) {
-  return norm::shape_of(bf16 ? norm::Storage::bf16 : norm::Storage::float32, rows, channels);
+  return norm::shape_of(storage_of(bf16), rows, channels);
 }
 
 norm::Input input(Address address, std::int64_t stride) { return {at<const void>(address), stride}; }

@@ -22,7 +22,7 @@ Layer make_layer(std::int64_t rows, int in, int out, Address x, std::int64_t x_s
                  Address scale_shift, Address gates, std::int64_t pixels, Address weight, int threads, int groups,
                  bool bf16) {
   const float* const scale = at<const float>(scale_shift);
-  return {{rows, in, out, threads, groups, 0, bf16 ? norm::Storage::bf16 : norm::Storage::float32},
+  return {{rows, in, out, threads, groups, 0, storage_of(bf16)},
           {{at<const void>(x), x_stride},
            static_cast<norm::Prologue>(prologue),
            scale,

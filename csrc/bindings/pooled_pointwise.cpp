@@ -1,4 +1,4 @@
-// The head of a network before its classifier. Addresses of float32 arrays.
+// The head of a network before its classifier. Addresses of float32 arrays; x, z and the gradient of x may be bf16.
 #include "blocks/pooled_pointwise.h"
 
 #include <pybind11/stl.h>
@@ -23,9 +23,10 @@ void bind_pooled_pointwise(py::module_& m) {
   py::class_<PooledPointwise>(m, "PooledPointwise")
       // sizes: images, pixels, channels of x and of the result. norm: weight, bias, eps. activation as BnAct's.
       .def(py::init([](const std::array<std::int64_t, 4>& sizes, Address weight,
-                       const std::tuple<Address, Address, double>& norm, int activation, int threads) {
+                       const std::tuple<Address, Address, double>& norm, int activation, int threads, bool bf16) {
              const auto& [scale, bias, eps] = norm;
-             return PooledPointwise{sizes[0],
+             return PooledPointwise{storage_of(bf16),
+                                    sizes[0],
                                     sizes[1],
                                     static_cast<int>(sizes[2]),
                                     static_cast<int>(sizes[3]),
@@ -35,12 +36,13 @@ void bind_pooled_pointwise(py::module_& m) {
                                     static_cast<norm::Activation>(activation),
                                     threads};
            }),
-           py::arg("sizes"), py::arg("weight"), py::arg("norm"), py::arg("activation"), py::arg("threads"))
+           py::arg("sizes"), py::arg("weight"), py::arg("norm"), py::arg("activation"), py::arg("threads"),
+           py::arg("bf16"))
       .def(
           "forward",
           [](const PooledPointwise& self, Place x, Address moments, Address z, Address pooled) {
             const cpu::Workspace workspace(blocks::workspace_floats(self));
-            blocks::forward(with_input(self, x), at<float>(moments), at<float>(z), workspace.floats(),
+            blocks::forward(with_input(self, x), at<float>(moments), at<void>(z), workspace.floats(),
                             at<float>(pooled));
           },
           py::arg("x"), py::arg("moments"), py::arg("z"), py::arg("pooled"), Released())
@@ -51,8 +53,8 @@ void bind_pooled_pointwise(py::module_& m) {
              const std::array<Address, 4>& gradients) {
             const auto of = [&](std::size_t i) { return at<float>(gradients[i]); };
             const cpu::Workspace workspace(blocks::workspace_floats(self));
-            blocks::backward(with_input(self, x), at<const float>(moments), at<const float>(z), at<const float>(grad),
-                             workspace.floats(), {of(0), of(1), {of(2), of(3)}});
+            blocks::backward(with_input(self, x), at<const float>(moments), at<const void>(z), at<const float>(grad),
+                             workspace.floats(), {at<void>(gradients[0]), of(1), {of(2), of(3)}});
           },
           py::arg("x"), py::arg("moments"), py::arg("z"), py::arg("grad"), py::arg("gradients"), Released());
 }

@@ -30,6 +30,11 @@ inline Shape shape_of(Storage storage, std::int64_t rows, int channels) {
   return {storage, rows, channels, rows * channels * (storage == Storage::bf16 ? 2 : 4) >= (std::int64_t{4} << 20)};
 }
 
+// Floats of memory that so many elements need.
+constexpr std::int64_t floats_for(Storage storage, std::int64_t elements) {
+  return storage == Storage::bf16 ? (elements + 1) / 2 : elements;
+}
+
 struct Input {
   const void* data;
   std::int64_t stride;  // from row to row, in elements

@@ -44,7 +44,9 @@ class _Prepared(Prepared):
         super().__init__(slots_of(norm), [norm])
         self._act = act
 
-    def lay_out(self, x: Tensor, parameters: list[Tensor | None], running: list[direct.Running]) -> direct.Laid:
+    def lay_out(
+        self, x: Tensor, parameters: list[Tensor | None], running: list[direct.Running], bf16: bool
+    ) -> direct.Laid:
         """See `Prepared`."""
         weight, bias = cast("list[Tensor]", parameters)
-        return NormAct(x.shape, weight, bias, self._norms[0].eps, name_of(self._act), running, threads())
+        return NormAct(x.shape, weight, bias, self._norms[0].eps, name_of(self._act), running, threads(), bf16)

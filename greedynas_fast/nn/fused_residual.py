@@ -139,7 +139,9 @@ class _Prepared(Prepared):
         )
         super().__init__(slots, norms, 3 - len(norms))
 
-    def lay_out(self, x: Tensor, parameters: list[Tensor | None], running: list[direct.Running]) -> direct.Laid:
+    def lay_out(
+        self, x: Tensor, parameters: list[Tensor | None], running: list[direct.Running], bf16: bool
+    ) -> direct.Laid:
         """See `Prepared`."""
         layers = self.layers
         own, others = parameters[:NUM_PARAMETERS], cast("list[Tensor]", parameters[NUM_PARAMETERS:])
@@ -170,7 +172,7 @@ class _Prepared(Prepared):
             options.activation,
             options.residual,
         )
-        return Block(x.shape, own, weights, parts, options, running, threads())
+        return Block(x.shape, own, weights, parts, options, running, threads(), bf16)
 
 
 def _slot(conv: nn.Module, parts: Sequence[nn.Conv2d]) -> Slot | None:

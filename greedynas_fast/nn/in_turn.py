@@ -11,7 +11,7 @@ from torch.nn.modules.module import _has_any_global_hook
 
 from greedynas_fast.nn.backend import has_hooks
 from greedynas_fast.nn.inverted_residual import InvertedResidual
-from greedynas_fast.nn.prepared import Found, found_again
+from greedynas_fast.nn.prepared import Found, found_again, hands_on_bf16
 from greedynas_fast.nn.stem_head import Head, Stem
 from greedynas_fast.ops import direct
 from greedynas_fast.ops.chain import run_chain
@@ -32,17 +32,17 @@ def loss_in_turn(
         label_smoothing: see `Head.loss`.
     """
     rest = deque(layers)
-    row = _Row(x.shape)
+    row = _row_for(x, torch.float32)
     if (
-        _may_chain(x)
+        row is not None
         and not x.requires_grad
         and type(stem.pool) is nn.Identity
         and not has_hooks(stem.blocks)
-        and row.take(stem.find_first(x.shape))
+        and row.take(stem.find_first(x.shape, row.bf16))
     ):
         rest.extendleft(reversed(stem.blocks))
         row.take_from(rest)
-        if not rest and row.take(head.find_loss(row.shape, labels)):
+        if not rest and row.take(head.find_loss(row.shape, labels, row.bf16)):
             targets = head.targets(labels, label_smoothing)
             return row.run(x, targets), targets.correct
         x = row.run(x)
@@ -59,10 +59,10 @@ def run_in_turn(layers: Iterable[nn.Module], x: Tensor) -> Tensor:
     """
     rest = deque(layers)
     while rest:
-        row = _Row(x.shape)
-        if _may_chain(x):
+        row = _row_for(x, torch.bfloat16 if hands_on_bf16() else torch.float32)
+        if row is not None:
             row.take_from(rest)
-        x = row.run(x) if row.layers else rest.popleft()(x)
+        x = row.run(x) if row is not None and row.layers else rest.popleft()(x)
     return x
 
 
@@ -72,11 +72,13 @@ class _Row:
     Attributes:
         layers: laid out.
         shape: of the result.
+        bf16: layers hand it to each other.
     """
 
-    def __init__(self, shape: torch.Size) -> None:
+    def __init__(self, shape: torch.Size, bf16: bool) -> None:
         self.layers: list[direct.Laid] = []
         self.shape = shape
+        self.bf16 = bf16
         self._parameters: list[Tensor] = []
 
     def take(self, found: Found | None) -> bool:
@@ -94,7 +96,9 @@ class _Row:
         while rest:
             layer = rest[0]
             passes_on = type(layer) is nn.Identity and self.layers and not has_hooks(layer)
-            if not passes_on and not (type(layer) is InvertedResidual and self.take(found_again(layer, self.shape))):
+            if not passes_on and not (
+                type(layer) is InvertedResidual and self.take(found_again(layer, self.shape, self.bf16))
+            ):
                 return
             rest.popleft()
 
@@ -103,14 +107,17 @@ class _Row:
         return run_chain(x, self.layers, self._parameters, targets)
 
 
-def _may_chain(x: Tensor) -> bool:
-    return (
+def _row_for(x: Tensor, dtype: torch.dtype) -> _Row | None:
+    """One that begins with this input, if it has this type; None where layers run one by one."""
+    bf16 = hands_on_bf16()
+    may_chain = (
         torch.is_grad_enabled()
-        and x.dtype is torch.float32
+        and bf16 is not None
+        and x.dtype is dtype
         and x.device.type == "cpu"
         and x.is_contiguous(memory_format=torch.channels_last)
-        and not torch.is_autocast_enabled("cpu")
         and direct.unwatched(x)
         and not torch._C._autograd._profiler_enabled()  # wants to see each block
         and not _has_any_global_hook()  # type: ignore[no-untyped-call]
     )
+    return _Row(x.shape, bf16) if may_chain and bf16 is not None else None

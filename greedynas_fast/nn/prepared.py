@@ -34,7 +34,12 @@ class Prepared(ABC):
         slots: of all parameters, in the order of `direct.Laid`; None where there is no such layer.
         norms: batch norms, in the order of `direct.Running.which`.
         first_norm: the number of the first one.
+
+    Attributes:
+        of_images: x is float32 whatever autocast says.
     """
+
+    of_images = False
 
     def __init__(self, slots: Sequence[Slot | None], norms: Sequence[nn.BatchNorm2d], first_norm: int = 0) -> None:
         self._slots = slots
@@ -51,8 +56,16 @@ class Prepared(ABC):
         self._laid: dict[_Key, _LaidOut] = {}
 
     @abstractmethod
-    def lay_out(self, x: Tensor, parameters: list[Tensor | None], running: list[direct.Running]) -> direct.Laid | None:
+    def lay_out(
+        self, x: Tensor, parameters: list[Tensor | None], running: list[direct.Running], bf16: bool
+    ) -> direct.Laid | None:
         """Lay out for this input and these parameters, one a slot, each contiguous or channels-last; None: not so.
+
+        Args:
+            x: the input.
+            parameters: float32.
+            running: what is to be updated.
+            bf16: see `direct.Laid`.
 
         Raises:
             InputError: an input that does not fit.
@@ -66,14 +79,15 @@ class Prepared(ABC):
     def find(self, x: Tensor) -> Found | None:
         """The layers laid out for this input, and their parameters.
 
-        None for other types than float32 and other modes than training.
+        None for other types than float32, or bf16 where that is autocast's, and other modes than training.
 
         Args:
             x: the input, of which `direct.unwatched` says yes.
         """
-        if x.dtype is not torch.float32 or torch.is_autocast_enabled("cpu"):
+        bf16 = hands_on_bf16()
+        if bf16 is None or x.dtype is not (torch.bfloat16 if bf16 and not self.of_images else torch.float32):
             return None
-        key = _Key(x.shape, x.is_contiguous(memory_format=torch.channels_last), threads())
+        key = _Key(x.shape, x.is_contiguous(memory_format=torch.channels_last), threads(), bf16)
         found = self._laid.get(key)
         if found is None or not found.watch.holds():
             found = self._look(x, key)
@@ -82,9 +96,9 @@ class Prepared(ABC):
             self._laid[key] = found
         return None if found.laid is None else (found.laid, found.parameters)
 
-    def find_again(self, shape: torch.Size) -> Found | None:
+    def find_again(self, shape: torch.Size, bf16: bool) -> Found | None:
         """What `find` gave for an input of this shape, channels-last; None where that is too long ago."""
-        found = self._laid.get(_Key(shape, True, threads()))
+        found = self._laid.get(_Key(shape, True, threads(), bf16))
         if found is None or found.laid is None or not found.watch.holds():
             return None
         return found.laid, found.parameters
@@ -102,10 +116,10 @@ class Prepared(ABC):
             return _LaidOut(watch, [], None)
         for tensor in (*parameters, *buffers):
             watch.place_of(tensor)
-        laid = self._lay_out(x, [*parameters, *buffers]) if x.numel() and key.channels_last else None
+        laid = self._lay_out(x, [*parameters, *buffers], key.bf16) if x.numel() and key.channels_last else None
         return _LaidOut(watch, parameters, laid)
 
-    def _lay_out(self, x: Tensor, tensors: list[Tensor]) -> direct.Laid | None:
+    def _lay_out(self, x: Tensor, tensors: list[Tensor], bf16: bool) -> direct.Laid | None:
         dense = all(t.dtype in (torch.float32, torch.int64) and _is_dense(t) for t in tensors)
         if not (self._complete and dense and direct.unwatched(*tensors)):
             return None
@@ -119,28 +133,37 @@ class Prepared(ABC):
                     return None
                 running.append(direct.Running(which, norm.momentum, *(value.data_ptr() for value in values)))
         given = iter(tensors)
-        return self.lay_out(x, [None if slot is None else next(given) for slot in self._slots], running)
+        return self.lay_out(x, [None if slot is None else next(given) for slot in self._slots], running, bf16)
 
 
-def found_again(block: Fusable, shape: torch.Size, *layers: nn.Module) -> Found | None:
+def hands_on_bf16() -> bool | None:
+    """Whether layers on the CPU hand bf16 to each other, as torch's autocast has them; None: another type."""
+    if not torch.is_autocast_enabled("cpu"):
+        return False
+    return True if torch.get_autocast_dtype("cpu") is torch.bfloat16 else None
+
+
+def found_again(block: Fusable, shape: torch.Size, bf16: bool, *layers: nn.Module) -> Found | None:
     """What the last call of a block ran as one operation, and its parameters, if another one would.
 
     Args:
         block: without hooks, or None is the answer.
-        shape: of a float32 channels-last x that `direct.unwatched` says yes to, outside autocast.
+        shape: of a channels-last x that `direct.unwatched` says yes to.
+        bf16: as `hands_on_bf16` says.
         layers: as for `Fusable.seen_fit`.
     """
     if block.backend == "reference" or has_hooks(block):
         return None
     seen = block.found(*layers)
     prepared: Prepared | None = None if seen is None else seen.prepared
-    return None if prepared is None else prepared.find_again(shape)
+    return None if prepared is None else prepared.find_again(shape, bf16)
 
 
 class _Key(NamedTuple):
     shape: torch.Size
     channels_last: bool
     threads: int
+    bf16: bool
 
 
 class _LaidOut(NamedTuple):

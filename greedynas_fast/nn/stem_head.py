@@ -56,9 +56,9 @@ class Stem(Fusable):
         y: Tensor = self.blocks(self.pool(activated))
         return y
 
-    def find_first(self, shape: torch.Size) -> Found | None:
+    def find_first(self, shape: torch.Size, bf16: bool) -> Found | None:
         """What the last call ran as one operation before the pool, see `prepared.found_again`."""
-        return found_again(self, shape, self.conv, self.bn, self.act)
+        return found_again(self, shape, bf16, self.conv, self.bn, self.act)
 
     def _activated_in_one(self, x: Tensor) -> Tensor | None:
         """[N, C_in, H, W] -> [N, C, H', W']; None where layers are to run one by one, as for images with a gradient."""
@@ -142,10 +142,10 @@ class Head(Fusable):
         targets = self.targets(labels, label_smoothing)
         return direct.run(x, *found, targets), targets.correct
 
-    def find_loss(self, shape: torch.Size, labels: Tensor) -> Found | None:
+    def find_loss(self, shape: torch.Size, labels: Tensor, bf16: bool) -> Found | None:
         """What the last call of `loss` ran as one operation, see `prepared.found_again`."""
         fit = self.has_conv and _are_labels(labels, shape)
-        return found_again(self, shape, *self._all_layers()) if fit else None
+        return found_again(self, shape, bf16, *self._all_layers()) if fit else None
 
     def targets(self, labels: Tensor, label_smoothing: float) -> HeadTargets:
         """For `ops.head_loss`; draws the mask of dropout."""
@@ -173,17 +173,21 @@ def _are_labels(labels: Tensor, shape: torch.Size) -> bool:
 class _PreparedStem(Prepared):
     """The layers of a stem up to the activation."""
 
+    of_images = True
+
     def __init__(self, stem: Stem) -> None:
         super().__init__([(stem.conv, "weight"), *slots_of(stem.bn)], [stem.bn])
         self._stride, self._activation = stem.conv.stride[0], stem.act
 
-    def lay_out(self, x: Tensor, parameters: list[Tensor | None], running: list[direct.Running]) -> direct.Laid | None:
+    def lay_out(
+        self, x: Tensor, parameters: list[Tensor | None], running: list[direct.Running], bf16: bool
+    ) -> direct.Laid | None:
         """See `Prepared`."""
         weight, gamma, beta = cast("list[Tensor]", parameters)
         if not weight.is_contiguous(memory_format=torch.channels_last):
             return None
         norm = gamma, beta, self._norms[0].eps
-        return ConvNormAct(x.shape, weight, self._stride, norm, name_of(self._activation), running, threads())
+        return ConvNormAct(x.shape, weight, self._stride, norm, name_of(self._activation), running, threads(), bf16)
 
 
 class _Prepared(Prepared):
@@ -194,10 +198,12 @@ class _Prepared(Prepared):
         super().__init__([(head.conv, "weight"), *slots_of(head.bn), *more], [head.bn])
         self._activation = head.act
 
-    def lay_out(self, x: Tensor, parameters: list[Tensor | None], running: list[direct.Running]) -> direct.Laid:
+    def lay_out(
+        self, x: Tensor, parameters: list[Tensor | None], running: list[direct.Running], bf16: bool
+    ) -> direct.Laid:
         """See `Prepared`."""
         weight, gamma, beta, *classifier = cast("list[Tensor]", parameters)
         layers = weight, (gamma, beta, self._norms[0].eps), name_of(self._activation)
         if not classifier:
-            return PooledPointwise(x.shape, *layers, running, threads())
-        return HeadLoss(x.shape, layers, (classifier[0], classifier[1]), running, threads())
+            return PooledPointwise(x.shape, *layers, running, threads(), bf16)
+        return HeadLoss(x.shape, layers, (classifier[0], classifier[1]), running, threads(), bf16)

@@ -27,6 +27,7 @@ class NormAct(Laid):
         activation: `identity`, `relu`, `hard_swish` or `silu`.
         running: what is to be updated, or nothing.
         threads: to run on.
+        bf16: see `Laid`.
 
     Raises:
         InputError: another number of channels than x has, or a single value a channel.
@@ -43,15 +44,16 @@ class NormAct(Laid):
         activation: str,
         running: Sequence[Running],
         threads: int,
+        bf16: bool,
     ) -> None:
-        super().__init__(shape, (weight, bias))
+        super().__init__(shape, (weight, bias), bf16)
         n, channels, height, width = shape
         rows = n * height * width
         if weight.shape != (channels,):
             raise InputError(f"bn_act: weight: expected floating [{channels}], got {weight.dtype} {list(weight.shape)}")
         if rows == 1:
             raise InputError(f"bn_act: x: expected more than one value a channel in training, got {list(shape)}")
-        self._layer = (rows, channels, False, bn_core.ACTIVATIONS[activation], False)
+        self._layer = (rows, channels, bf16, bn_core.ACTIVATIONS[activation], False)
         self._affine = (weight.data_ptr(), bias.data_ptr(), eps, threads)
         self._options = (None, eps, activation, True, (True, True, True, False))
         self._running = [(r, rows, channels) for r in running]

@@ -26,7 +26,7 @@ def run_chain(
     """Run layers.
 
     Args:
-        x: float32, channels-last, without gaps, of the shape that the first layer is laid out for; `unwatched`.
+        x: channels-last, without gaps, of the shape and type that the first layer is laid out for; `unwatched`.
         layers: at least one, each with a `link` and laid out for the result of the one before.
         parameters: of all, in their order; leaves that `direct.adds` says yes to.
         targets: of the last one, if it is a `HeadLoss`.
@@ -50,7 +50,8 @@ class _RunChain(torch.autograd.Function):
     ) -> Tensor:
         first, last = layers[0], layers[-1]
         places = last.places_of(targets) if isinstance(last, HeadLoss) and targets is not None else None
-        y = torch.empty((), dtype=torch.float32) if places else memory.empty(memory.channels_last(*last.y_shape))
+        form = None if places else memory.channels_last(*last.y_shape, bf16=last.bf16)
+        y = torch.empty((), dtype=torch.float32) if form is None else memory.empty(form)
         ctx.chain = _core.Chain([layer.link for layer in layers if layer.link is not None])
         ctx.chain.forward((x.data_ptr(), x.shape[1]), places, y.data_ptr())
         ctx.flat = _with_sums(ctx.chain, flat_parameters())

@@ -17,7 +17,7 @@ from greedynas_fast.errors import InputError
 from greedynas_fast.reference.bn_act import ACTIVATIONS
 
 from . import bn_core, memory
-from .direct import Buffers, Laid, Running, update_running
+from .direct import Buffers, Laid, Running, floats_for, update_running
 from .rows import rows_of
 
 
@@ -32,6 +32,7 @@ class ConvNormAct(Laid):
         activation: `identity`, `relu`, `hard_swish` or `silu`.
         running: what is to be updated, or nothing.
         threads: to run on.
+        bf16: see `Laid`; images are float32 in any case.
 
     Raises:
         InputError: a shape that the weight does not fit, or a single value a channel.
@@ -49,6 +50,7 @@ class ConvNormAct(Laid):
         activation: str,
         running: Sequence[Running],
         threads: int,
+        bf16: bool,
     ) -> None:
         n, channels, height, width = shape
         out, kernel = weight.shape[0], weight.shape[2]
@@ -58,7 +60,7 @@ class ConvNormAct(Laid):
         if rows == 1:
             raise InputError(f"stem: x: expected more than one value a channel in training, got {list(shape)}")
         gamma, beta, self._eps = norm
-        super().__init__(shape, (weight, gamma, beta))
+        super().__init__(shape, (weight, gamma, beta), bf16)
         self._stride, self._activation = stride, activation
         self._core = _core.ConvNormAct(
             (n, height, width, channels, out, kernel, stride),
@@ -66,12 +68,13 @@ class ConvNormAct(Laid):
             (gamma.data_ptr(), beta.data_ptr(), self._eps),
             bn_core.ACTIVATIONS[activation],
             threads,
+            bf16,
         )
-        self._kept = Buffers([2 * out, rows * out])
+        self._kept = Buffers([2 * out, floats_for(rows * out, bf16)])
         self._kept_form = memory.flat(self._kept.floats)
-        self._y_form = memory.channels_last(n, out, (height - 1) // stride + 1, (width - 1) // stride + 1)
-        self._running = [(r, rows, out) for r in running]
         self.y_shape = torch.Size((n, out, (height - 1) // stride + 1, (width - 1) // stride + 1))
+        self._y_form = memory.channels_last(*self.y_shape, bf16=bf16)
+        self._running = [(r, rows, out) for r in running]
         self.link = _core.ConvNormActLink(self._layout(self._kept, self._running), self._core)
 
     def forward(self, x: Tensor, keep: bool, given: Any = None) -> tuple[Tensor, Tensor]:
@@ -96,4 +99,4 @@ class ConvNormAct(Laid):
             weight, gamma, beta = leaves
             z = F.conv2d(x, weight, stride=self._stride, padding=weight.shape[2] // 2)
             y = ACTIVATIONS[self._activation](F.batch_norm(z, None, None, gamma, beta, True, 0.0, self._eps))
-            return None, *torch.autograd.grad(y, leaves, grad)
+            return None, *torch.autograd.grad(y, leaves, grad.float())

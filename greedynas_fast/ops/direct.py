@@ -1,4 +1,4 @@
-"""Layers in training, float32, on the CPU, without torch's operators around them.
+"""Layers in training, float32 or bf16, on the CPU, without torch's operators around them.
 
 Small images spend as long in checks, operators and the making of tensors as in the layers themselves. What is `Laid`
 has been checked and laid out for one shape of inputs and certain parameters; then a pass is one call of the core.
@@ -74,6 +74,11 @@ class Running(NamedTuple):
     counter: int
 
 
+def floats_for(size: int, bf16: bool) -> int:
+    """Floats of memory that so many numbers need."""
+    return -(-size // 2) if bf16 else size
+
+
 class Buffers:
     """Several arrays of float32 in one tensor, each from the beginning of a cache line on.
 
@@ -110,11 +115,13 @@ class Laid(ABC):
     Args:
         shape: [N, C, H, W] of x.
         parameters: those that there are, float32 and without gaps; used by address.
+        bf16: what goes from layer to layer is, instead of float32.
 
     Attributes:
         name: for profilers.
         gives_grad_x: whether there is a gradient of x.
         y_shape: of the result.
+        bf16: as given.
         link: for `chain`; None: cannot be part of one.
     """
 
@@ -123,8 +130,9 @@ class Laid(ABC):
     y_shape: torch.Size
     link: _core.Link | None = None
 
-    def __init__(self, shape: Sequence[int], parameters: Sequence[Tensor]) -> None:
-        self._x_form = memory.channels_last(*shape)
+    def __init__(self, shape: Sequence[int], parameters: Sequence[Tensor], bf16: bool) -> None:
+        self.bf16 = bf16
+        self._x_form = memory.channels_last(*shape, bf16=bf16)
         # torch copies a gradient that has other strides than its parameter. Those of channels-last weights with one
         # channel or one pixel differ from the usual ones, and mean the same.
         self._layouts = [(value.size(), value.stride()) for value in parameters]
@@ -138,7 +146,7 @@ class Laid(ABC):
         """The result, and what the backward pass needs; updates running statistics.
 
         Args:
-            x: float32 [N, C, H, W], channels-last, without gaps.
+            x: [N, C, H, W], channels-last, without gaps.
             keep: whether there will be a backward pass.
             given: what else these layers take, without gradients.
         """
@@ -213,7 +221,7 @@ def run(x: Tensor, laid: Laid, parameters: Sequence[Tensor], given: Any = None) 
     """Run layers, differentiably where that is wanted.
 
     Args:
-        x: float32, channels-last, without gaps, of the shape that they are laid out for.
+        x: channels-last, without gaps, of the shape and type that they are laid out for.
         laid: out for these parameters.
         parameters: those that there are, in the order of the gradients.
         given: see `Laid.forward`.

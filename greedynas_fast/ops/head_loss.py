@@ -18,7 +18,7 @@ from greedynas_fast.errors import InputError
 
 from . import memory
 from .direct import Running
-from .pooled_pointwise import PooledPointwise
+from .pooled_pointwise import PooledPointwise, gradients_for, leaves_of
 
 
 class HeadTargets(NamedTuple):
@@ -48,6 +48,7 @@ class HeadLoss(PooledPointwise):
         classifier: weight [K, C] and bias [K]; as the others float32 and contiguous, used by address.
         running: what is to be updated, or nothing.
         threads: to run on.
+        bf16: see `Laid`; what follows the average is float32 in any case.
 
     Raises:
         InputError: a shape that the weight does not fit, or a single value a channel.
@@ -62,11 +63,12 @@ class HeadLoss(PooledPointwise):
         classifier: tuple[Tensor, Tensor],
         running: Sequence[Running],
         threads: int,
+        bf16: bool,
     ) -> None:
         weight, bias = classifier
         self._classes, features = weight.shape
         kept = [shape[0] * features, shape[0] * features, shape[0] * self._classes]
-        super().__init__(shape, *convolution, running, threads, classifier, kept)
+        super().__init__(shape, *convolution, running, threads, bf16, classifier, kept)
         sizes = shape[0], features, self._classes
         self._of_classifier = _core.ClassifierLoss(sizes, weight.data_ptr(), bias.data_ptr(), threads)
         self._features_form = memory.flat(kept[0])
@@ -108,6 +110,7 @@ class HeadLoss(PooledPointwise):
     ) -> Sequence[Tensor]:
         *_, factors, grad_logits = self._kept.arrays(kept)
         with torch.enable_grad():
-            leaves = [value.detach().requires_grad_() for value in (x, *parameters)]
+            leaves = leaves_of(x, *parameters)
             logits = F.linear(self._pool_watched(leaves) * factors.view(self._shape), *leaves[4:])
-            return torch.autograd.grad(logits, leaves, grad_logits.view(logits.shape) * grad)
+            found = torch.autograd.grad(logits, leaves, grad_logits.view(logits.shape) * grad)
+            return gradients_for(x, found)

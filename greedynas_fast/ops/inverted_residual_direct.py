@@ -12,7 +12,7 @@ from greedynas_fast import _core
 
 from . import inverted_residual_core as core
 from . import memory
-from .direct import Buffers, Laid, Running, update_running
+from .direct import Buffers, Laid, Running, floats_for, update_running
 from .inverted_residual_core import NUM_KEPT, NUM_PARAMETERS, Options, Parts
 from .rows import rows_of
 
@@ -29,6 +29,7 @@ class Block(Laid):
         o: with statistics of the batch.
         running: what is to be updated.
         threads: to run on.
+        bf16: see `Laid`.
     """
 
     name = "inverted_residual"
@@ -42,15 +43,15 @@ class Block(Laid):
         o: Options,
         running: Sequence[Running],
         threads: int,
+        bf16: bool,
     ) -> None:
-        super().__init__(
-            shape, [value for value in (*parameters, *weights, *parts.expand, *parts.project) if value is not None]
-        )
+        present = [value for value in (*parameters, *weights, *parts.expand, *parts.project) if value is not None]
+        super().__init__(shape, present, bf16)
         self._present = [i for i, value in enumerate(parameters) if value is not None]
         self._num_weights = len(weights)
         self._num_parts = len(parts.expand), len(parts.project)
         parameters = with_shapes(parameters, parts)
-        self._core = core.make_block(shape, parameters, weights, o, threads, parts)
+        self._core = core.make_block(shape, parameters, weights, o, threads, parts, bf16=bf16)
         self._options = o
         expand, project, reduce = parameters[0], parameters[5], parameters[8]
         assert project is not None
@@ -60,7 +61,7 @@ class Block(Laid):
         expanded = 0 if expand is None else middle
         hidden = 0 if reduce is None else reduce.shape[0]
         gated = middle if hidden else 0
-        in_caches = core.expands_in_caches(shape, expand, True)
+        in_caches = core.expands_in_caches(shape, expand, True, bf16=bf16)
         # The moments of the norms, and what the core calls kept.
         self._images = [
             (n, 0 if in_caches else expanded, height, width),
@@ -68,11 +69,11 @@ class Block(Laid):
             (n, out, out_height, out_width),
         ]
         moments = [2 * expanded, 2 * middle, 2 * out]
-        images = [torch.Size(size).numel() for size in self._images]
+        images = [floats_for(torch.Size(size).numel(), bf16) for size in self._images]
         self._moments = Buffers(moments)
         covariance = (in_channels + 1) * in_channels if in_caches else 0
         self._kept = Buffers([*moments, *images, n * gated, n * hidden, n * gated, covariance])
-        self._y_form = memory.channels_last(n, out, out_height, out_width)
+        self._y_form = memory.channels_last(n, out, out_height, out_width, bf16=bf16)
         self._forms = {True: memory.flat(self._kept.floats), False: memory.flat(self._moments.floats)}
         values = (n * height * width, *2 * (n * out_height * out_width,))
         self._running = [(r, values[r.which], (middle, middle, out)[r.which]) for r in running]
@@ -114,7 +115,8 @@ class Block(Laid):
         moments = [array.view(2, -1) for array in arrays[:3] if array.numel()]
         for i, (n, channels, height, width) in enumerate(self._images, start=3):
             if channels:
-                arrays[i] = arrays[i].view(n, height, width, channels).permute(0, 3, 1, 2)
+                numbers = arrays[i].view(x.dtype)[: n * height * width * channels]
+                arrays[i] = numbers.view(n, height, width, channels).permute(0, 3, 1, 2)
         for i in range(6, 9):
             if arrays[i].numel():
                 arrays[i] = arrays[i].view(x.shape[0], -1)

@@ -17,7 +17,7 @@ from greedynas_fast.errors import InputError
 from greedynas_fast.reference.bn_act import ACTIVATIONS
 
 from . import bn_core, memory
-from .direct import Buffers, Laid, Running, update_running
+from .direct import Buffers, Laid, Running, floats_for, update_running
 
 
 class PooledPointwise(Laid):
@@ -30,6 +30,7 @@ class PooledPointwise(Laid):
         activation: `identity`, `relu`, `hard_swish` or `silu`.
         running: what is to be updated, or nothing.
         threads: to run on.
+        bf16: see `Laid`; the average is float32 in any case.
         more_parameters: of layers that follow.
         more_kept: floats of each array that they keep.
 
@@ -47,6 +48,7 @@ class PooledPointwise(Laid):
         activation: str,
         running: Sequence[Running],
         threads: int,
+        bf16: bool,
         more_parameters: Sequence[Tensor] = (),
         more_kept: Sequence[int] = (),
     ) -> None:
@@ -57,7 +59,7 @@ class PooledPointwise(Laid):
         if n * pixels == 1:
             raise InputError(f"head: x: expected more than one value a channel in training, got {list(shape)}")
         gamma, beta, self._eps = norm
-        super().__init__(shape, (weight, gamma, beta, *more_parameters))
+        super().__init__(shape, (weight, gamma, beta, *more_parameters), bf16)
         self._activation = activation
         self._core = _core.PooledPointwise(
             (n, pixels, channels, out),
@@ -65,9 +67,10 @@ class PooledPointwise(Laid):
             (gamma.data_ptr(), beta.data_ptr(), self._eps),
             bn_core.ACTIVATIONS[activation],
             threads,
+            bf16,
         )
         self._shape = (n, out)
-        self._kept = Buffers([2 * out, n * pixels * out, *more_kept])
+        self._kept = Buffers([2 * out, floats_for(n * pixels * out, bf16), *more_kept])
         self._kept_form = memory.flat(self._kept.floats)
         self._running = [(r, n * pixels, out) for r in running]
 
@@ -96,10 +99,21 @@ class PooledPointwise(Laid):
     ) -> Sequence[Tensor]:
         # The forward pass once more, and torch's gradients.
         with torch.enable_grad():
-            leaves = [value.detach().requires_grad_() for value in (x, *parameters)]
-            return torch.autograd.grad(self._pool_watched(leaves), leaves, grad)
+            leaves = leaves_of(x, *parameters)
+            return gradients_for(x, torch.autograd.grad(self._pool_watched(leaves), leaves, grad))
 
     def _pool_watched(self, leaves: Sequence[Tensor]) -> Tensor:
         x, weight, gamma, beta = leaves[:4]
         z = F.batch_norm(F.conv2d(x, weight), None, None, gamma, beta, True, 0.0, self._eps)
         return ACTIVATIONS[self._activation](z).mean((2, 3))
+
+
+def leaves_of(*tensors: Tensor) -> list[Tensor]:
+    """The same in float32, as leaves."""
+    return [value.detach().float().requires_grad_() for value in tensors]
+
+
+def gradients_for(x: Tensor, gradients: Sequence[Tensor]) -> Sequence[Tensor]:
+    """The same with the first one in the type of x."""
+    grad_x, *others = gradients
+    return [grad_x.to(x.dtype), *others]

@@ -116,11 +116,6 @@ std::int64_t largest_workspace(const Layers& layers, bool in_caches) {
   return std::max({most, norm::workspace_floats(layers.squeeze(nullptr)), blocks::workspace_floats(layers.gate())});
 }
 
-// Floats that elements of a block's tensors need.
-std::int64_t floats_for(const InvertedResidual& block, std::int64_t elements) {
-  return block.storage == Storage::bf16 ? (elements + 1) / 2 : elements;
-}
-
 struct Space {
   float *affine1, *affine2, *gates, *means, *hidden, *logits, *covariance, *rest;
   void *z1, *z2, *z3;
@@ -138,9 +133,9 @@ struct Space {
     logits = gate_here ? pieces.take(block.batch * block.middle) : nullptr;
     hidden = gate_here ? pieces.take(block.batch * block.gate.width) : nullptr;
     const bool z1_here = !keeps && block.expand != nullptr && !in_caches;
-    z1 = z1_here ? pieces.take(floats_for(block, block.rows() * block.middle)) : nullptr;
-    z2 = keeps ? nullptr : pieces.take(floats_for(block, block.out_rows() * block.middle));
-    z3 = keeps ? nullptr : pieces.take(floats_for(block, block.out_rows() * block.out));
+    z1 = z1_here ? pieces.take(norm::floats_for(block.storage, block.rows() * block.middle)) : nullptr;
+    z2 = keeps ? nullptr : pieces.take(norm::floats_for(block.storage, block.out_rows() * block.middle));
+    z3 = keeps ? nullptr : pieces.take(norm::floats_for(block.storage, block.out_rows() * block.out));
     const bool covariance_here = !keeps && in_caches;
     covariance = covariance_here ? pieces.take(covariance_floats(layers.expand())) : nullptr;
     rest = pieces.take(largest_workspace(layers, in_caches));
@@ -169,8 +164,8 @@ struct BackwardSpace {
     gate_sums = pieces.take(norm::kGateSums * images);
     grad_means = pieces.take(images);
     const bool has_grad_z1 = block.expand != nullptr && !in_caches;
-    grad_z1 = pieces.take(has_grad_z1 ? floats_for(block, block.rows() * block.middle) : 0);
-    grad_z2 = pieces.take(floats_for(block, block.out_rows() * block.middle));
+    grad_z1 = pieces.take(has_grad_z1 ? norm::floats_for(block.storage, block.rows() * block.middle) : 0);
+    grad_z2 = pieces.take(norm::floats_for(block.storage, block.out_rows() * block.middle));
     rest = pieces.take(
         std::max(largest_workspace(layers, in_caches), blocks::workspace_floats(layers.project_backward())));
     floats = pieces.taken();

@@ -9,19 +9,18 @@ namespace {
 
 using norm::Input;
 using norm::Prologue;
-using norm::Storage;
 
 struct Layers {
   const PooledPointwise& layer;
 
   std::int64_t rows() const { return layer.images * layer.pixels; }
-  Pointwise convolution() const { return {rows(), layer.in, layer.out, layer.threads}; }
+  Pointwise convolution() const { return {rows(), layer.in, layer.out, layer.threads, 1, 0, layer.storage}; }
   PointwiseInput input() const { return {layer.x, Prologue::none, nullptr, nullptr, nullptr, 0}; }
   norm::Channels channels(const float* moments) const {
     return {moments, moments + layer.out, layer.norm.weight, layer.norm.bias, layer.norm.eps};
   }
   norm::SqueezeExcite pooling(const float* scale_shift) const {
-    norm::Shape image = norm::shape_of(Storage::float32, rows(), layer.out);
+    norm::Shape image = norm::shape_of(layer.storage, rows(), layer.out);
     image.rows = layer.pixels;
     return {image,        layer.images, norm::prologue_of(layer.activation), scale_shift, scale_shift + layer.out,
             layer.threads};
@@ -29,7 +28,8 @@ struct Layers {
 };
 
 struct Space {
-  float *affine, *grad_affine, *no_gates, *grad_z, *rest;
+  float *affine, *grad_affine, *no_gates, *rest;
+  void* grad_z;
   std::int64_t floats;
 
   Space(const Layers& layers, float* workspace) {
@@ -38,7 +38,7 @@ struct Space {
     affine = pieces.take(2 * layer.out);
     grad_affine = pieces.take(2 * layer.out);
     no_gates = pieces.take(layer.images * layer.out);
-    grad_z = pieces.take(layers.rows() * layer.out);
+    grad_z = pieces.take(norm::floats_for(layer.storage, layers.rows() * layer.out));
     rest =
         pieces.take(std::max(workspace_floats(layers.convolution()), norm::workspace_floats(layers.pooling(nullptr))));
     floats = pieces.taken();
@@ -49,7 +49,7 @@ struct Space {
 
 std::int64_t workspace_floats(const PooledPointwise& layer) { return Space(Layers{layer}, nullptr).floats; }
 
-void forward(const PooledPointwise& layer, float* moments, float* z, float* workspace, float* pooled) {
+void forward(const PooledPointwise& layer, float* moments, void* z, float* workspace, float* pooled) {
   const Layers layers{layer};
   const Space space(layers, workspace);
   pointwise(layers.convolution(), layers.input(), layer.weight, space.rest, z, moments, moments + layer.out);
@@ -57,7 +57,7 @@ void forward(const PooledPointwise& layer, float* moments, float* z, float* work
   norm::squeeze(layers.pooling(space.affine), {z, layer.out}, space.rest, pooled);
 }
 
-void backward(const PooledPointwise& layer, const float* moments, const float* z, const float* grad_pooled,
+void backward(const PooledPointwise& layer, const float* moments, const void* z, const float* grad_pooled,
               float* workspace, const PooledPointwiseGradients& gradients) {
   const Layers layers{layer};
   const Space space(layers, workspace);

@@ -7,6 +7,7 @@
 
 #include "blocks/conv_norm_act.h"
 #include "check.h"
+#include "elements.h"
 #include "floats.h"
 
 using namespace greedynas;
@@ -38,23 +39,26 @@ double convolved(const blocks::ConvNormAct& layer, const Floats& x, const Floats
 }
 
 // Everything that the passes write, one after the other.
-Floats run(const Sizes& sizes, norm::Activation activation, int threads) {
+Floats run(const Sizes& sizes, norm::Activation activation, norm::Storage storage, int threads) {
   const auto& [images, height, width, in, out, kernel, stride] = sizes;
   const std::int64_t weights = std::int64_t{out} * kernel * kernel * in;
   const Floats x = random_floats(std::int64_t{images} * height * width * in, 1), weight = random_floats(weights, 2);
   const Floats gamma = random_floats(out, 3), beta = random_floats(out, 4);
-  const blocks::ConvNormAct layer{
-      images,     height, width, in, out, kernel, stride, weight.data(), {gamma.data(), beta.data(), 1e-3F},
-      activation, threads};
+  const blocks::ConvNormAct layer{storage,    images, height, width,         in,
+                                  out,        kernel, stride, weight.data(), {gamma.data(), beta.data(), 1e-3F},
+                                  activation, threads};
   const std::int64_t size = layer.rows() * out;
-  const Floats grad = random_floats(size, 5);
-  Floats moments = unset(2 * out), z = unset(size), y = unset(size);
+  Elements grad(storage, random_floats(size, 5)), z(storage, size), y(storage, size);
+  Floats moments = unset(2 * out);
   Floats space = unset(blocks::workspace_floats(layer));
   blocks::forward(layer, x.data(), moments.data(), z.data(), space.data(), y.data());
+  const Floats of_z = z.numbers(), of_y = y.numbers();
+  const double tolerance = storage == norm::Storage::bf16 ? 0.1 : 1e-4;  // of sums of up to 147 products
   for (std::int64_t row = 0; row < layer.rows(); ++row) {
     for (int c = 0; c < out; ++c) {
       const double expected = convolved(layer, x, weight, row, c);
-      CHECK(std::abs(z[static_cast<std::size_t>(row * out + c)] - expected) < 1e-4 * (1.0 + std::abs(expected)));
+      const double found = of_z[static_cast<std::size_t>(row * out + c)];
+      CHECK(std::abs(found - expected) < tolerance * (1.0 + std::abs(expected)));
     }
   }
   Floats grad_weight = unset(weights), grad_gamma = unset(out), grad_beta = unset(out);
@@ -62,7 +66,8 @@ Floats run(const Sizes& sizes, norm::Activation activation, int threads) {
   blocks::backward(layer, x.data(), moments.data(), z.data(), {grad.data(), out}, space.data(), grad_weight.data(),
                    {grad_gamma.data(), grad_beta.data()});
   Floats all;
-  for (const Floats* part : {&moments, &z, &y, &grad_weight, &grad_gamma, &grad_beta}) {
+  for (const Floats* part :
+       std::initializer_list<const Floats*>{&moments, &of_z, &of_y, &grad_weight, &grad_gamma, &grad_beta}) {
     for (const float value : *part) CHECK(std::isfinite(value));
     all.insert(all.end(), part->begin(), part->end());
   }
@@ -78,7 +83,9 @@ int main() {
                                {2, 5, 3, 3, 9, 7, 2},
                                {2, 1, 1, 2, 5, 5, 1},
                                {4, 4, 4, 5, 1, 1, 2}}) {
-      CHECK(run(sizes, activation, 1) == run(sizes, activation, 3));
+      for (const auto storage : {norm::Storage::float32, norm::Storage::bf16}) {
+        CHECK(run(sizes, activation, storage, 1) == run(sizes, activation, storage, 3));
+      }
     }
   }
   return failed_checks == 0 ? 0 : 1;

@@ -6,12 +6,11 @@
 #include <array>
 #include <cmath>
 #include <cstdint>
-#include <cstring>
 #include <vector>
 
-#include "blocks/cpu/mixconv_vec.h"
 #include "blocks/inverted_residual.h"
 #include "check.h"
+#include "elements.h"
 #include "floats.h"
 
 using namespace greedynas;
@@ -30,47 +29,15 @@ bool finite(const Floats& values) {
 struct Case {
   std::int64_t batch, size;
   int in, middle, out, stride, gate_width;  // 0: no gate
-  bool expands, batch_statistics, in_caches, bf16;
-};
-
-// A tensor of float32 or bf16 numbers, which are unset at first.
-class Tensor {
- public:
-  Tensor(const Case& c, std::int64_t count)
-      : bf16_(c.bf16), bytes_(static_cast<std::size_t>(count * (c.bf16 ? 2 : 4)), 0xFF) {}
-  Tensor(const Case& c, const Floats& values) : Tensor(c, static_cast<std::int64_t>(values.size())) {
-    for (std::size_t i = 0; i < values.size(); ++i) {
-      const std::uint16_t half = blocks::bf16_of(values[i]);
-      if (bf16_) {
-        std::memcpy(bytes_.data() + 2 * i, &half, sizeof half);
-      } else {
-        std::memcpy(bytes_.data() + 4 * i, &values[i], sizeof values[i]);
-      }
-    }
-  }
-  void* data() { return bytes_.data(); }
-  Floats numbers() const {
-    Floats result;
-    for (std::size_t i = 0; i < bytes_.size(); i += bf16_ ? 2 : 4) {
-      std::uint16_t half = 0;
-      float number = 0.0F;
-      std::memcpy(&half, bytes_.data() + i, sizeof half);
-      if (!bf16_) std::memcpy(&number, bytes_.data() + i, sizeof number);
-      result.push_back(bf16_ ? blocks::number_of(half) : number);
-    }
-    return result;
-  }
-
- private:
-  bool bf16_;
-  std::vector<unsigned char> bytes_;
+  bool expands, batch_statistics, in_caches;
+  norm::Storage storage;
 };
 
 // Everything that a block writes, one after the other; what stands for z1 is the last.
 Floats run(const Case& c, int threads) {
   const bool residual = c.stride == 1 && c.in == c.out;
   const int first = c.middle / 3, second = c.middle - first;
-  Tensor x(c, random_floats(c.batch * c.size * c.size * c.in, 1));
+  Elements x(c.storage, random_floats(c.batch * c.size * c.size * c.in, 1));
   const Floats expand = random_floats(c.middle * c.in, 2), project = random_floats(c.out * c.middle, 3);
   const Floats kernel3 = random_floats(first * 9, 4), kernel5 = random_floats(second * 25, 5);
   const Floats weights = random_floats(3 * (c.middle + c.out), 6), biases = random_floats(3 * (c.middle + c.out), 7);
@@ -79,7 +46,7 @@ Floats run(const Case& c, int threads) {
   Floats grad3 = unset(first * 9), grad5 = unset(second * 25);
 
   blocks::InvertedResidual block{};
-  block.storage = c.bf16 ? norm::Storage::bf16 : norm::Storage::float32;
+  block.storage = c.storage;
   block.batch = c.batch;
   block.height = block.width = c.size;
   block.in = c.in;
@@ -110,11 +77,12 @@ Floats run(const Case& c, int threads) {
     moments2 = moments1;
     moments3.assign(given.begin(), given.begin() + 2 * c.out);
   }
-  Tensor z1(c, c.expands && !c.in_caches ? rows * c.middle : 0), z2(c, out_rows * c.middle), z3(c, out_rows * c.out);
+  Elements z1(c.storage, c.expands && !c.in_caches ? rows * c.middle : 0), z2(c.storage, out_rows * c.middle),
+      z3(c.storage, out_rows * c.out);
   Floats covariance = unset(c.in_caches && c.batch_statistics ? (c.in + 1) * c.in : 0);
   Floats means = unset(c.gate_width > 0 ? c.batch * c.middle : 0), logits = means;
   Floats hidden = unset(c.batch * c.gate_width);
-  Tensor y(c, out_rows * c.out), again = y;
+  Elements y(c.storage, out_rows * c.out), again = y;
   float* const of_first = c.expands ? moments1.data() : nullptr;
   const blocks::InvertedResidualTensors nothing{
       {of_first, moments2.data(), moments3.data()}, nullptr, nullptr, nullptr, nullptr, nullptr, nullptr, nullptr};
@@ -132,7 +100,7 @@ Floats run(const Case& c, int threads) {
   blocks::forward(block, kept, space.data(), y.data());
   CHECK(y.numbers() == again.numbers());
 
-  Tensor grad(c, random_floats(out_rows * c.out, 12)), grad_x(c, rows * c.in);
+  Elements grad(c.storage, random_floats(out_rows * c.out, 12)), grad_x(c.storage, rows * c.in);
   Floats grad_expand = unset(c.expands ? c.middle * c.in : 0), grad_project = unset(c.out * c.middle);
   Floats norm1 = unset(c.expands ? 2 * c.middle : 0), norm2 = unset(2 * c.middle), norm3 = unset(2 * c.out);
   Floats grad_reduce = unset(c.gate_width * c.middle), grad_raise = grad_reduce;
@@ -199,20 +167,11 @@ int main() {
         for (const bool expands : {true, false}) {
           for (const auto& [batch, size, in, middle, out] :
                {std::array<int, 5>{3, 5, 8, 24, 8}, {2, 3, 5, 17, 7}, {9, 8, 20, 50, 20}}) {
-            Case c{batch,
-                   size,
-                   expands ? in : middle,
-                   middle,
-                   expands ? out : middle,
-                   stride,
-                   gate_width,
-                   expands,
-                   batch_statistics,
-                   false,
-                   true};
+            Case c{batch,      size,    expands ? in : middle, middle, expands ? out : middle, stride,
+                   gate_width, expands, batch_statistics,      false,  norm::Storage::bf16};
             const Floats rounded = run(c, 1);
             CHECK(rounded == run(c, 3));
-            c.bf16 = false;
+            c.storage = norm::Storage::float32;
             const Floats first = run(c, 1);
             CHECK(first == run(c, 3));
             if (!expands) continue;

@@ -25,10 +25,17 @@ FLOOR = 1e-2
 
 
 class Version(NamedTuple):
-    """How the same modules are run."""
+    """How the same modules are run.
+
+    Attributes:
+        backend: of layers.
+        memory_format: of weights and images.
+        dtype: of activations, where a measurement has several; otherwise float32.
+    """
 
     backend: Literal["fused", "reference"]
     memory_format: torch.memory_format
+    dtype: torch.dtype = torch.float32
 
     def prepare(self, module: Module) -> Module:
         """Turn a module into this version of it, in place."""

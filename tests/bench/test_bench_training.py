@@ -26,7 +26,8 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     for module in (block, supernet_step):
         monkeypatch.setattr(module, "torch_threads", lambda count: contextlib.nullcontext())
     monkeypatch.setattr(block, "QUICK_SHAPES", ((2, 8, 5),))
-    monkeypatch.setattr(supernet_step, "QUICK_SETTINGS", (Setting("sample", 2, None), Setting("sample", 3, 2)))
+    settings = (Setting("sample", 2, None), Setting("sample", 3, 2), Setting("sample", 8, 2, torch.bfloat16))
+    monkeypatch.setattr(supernet_step, "QUICK_SETTINGS", settings)
 
 
 def check(row: dict[str, Any], tolerance: float) -> None:
@@ -48,11 +49,15 @@ def test_rows_of_blocks() -> None:
 
 def test_rows_of_steps() -> None:
     rows = supernet_step.measure(TINY)
-    assert [row["provider"] for row in rows] == 2 * PROVIDERS
-    for row in rows:
+    assert [row["provider"] for row in rows] == [*3 * PROVIDERS, "reference channels_last, float32"]
+    for row in rows[:6]:
         assert row["name"] == "supernet_step.sample"
-        check(row, supernet_step.TOLERANCE)
-    assert [row["paths"] for row in rows] == 3 * [2] + 3 * [6]
+        check(row, supernet_step.TOLERANCES[torch.float32])
+    for row in rows[6:]:
+        assert row["name"] == "supernet_step.sample.bf16"
+        check(row, supernet_step.TOLERANCES[torch.bfloat16])
+    assert rows[-1]["max_error"] < supernet_step.TOLERANCES[torch.float32] < min(row["max_error"] for row in rows[6:9])
+    assert [row["paths"] for row in rows] == 3 * [2] + 3 * [6] + 4 * [16]
     assert rows[0]["note"].startswith("batch 2 at 28, path of mean cost, ")
     assert rows[3]["note"].startswith("batch 3 at 28, 2 paths, ")
 

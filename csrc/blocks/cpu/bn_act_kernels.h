@@ -43,12 +43,14 @@ extern const Kernel kPortableKernel;
 #ifdef GREEDYNAS_X86
 extern const Kernel kAvx2Kernel;
 extern const Kernel kAvx512Kernel;
+extern const Kernel kAvx512Bf16Kernel;
 #endif
 
 // A row must have room for a vector of the kernel.
 inline const Kernel& kernel_for([[maybe_unused]] cpu::Isa isa, int channels) {
 #ifdef GREEDYNAS_X86
-  if (isa >= cpu::Isa::avx512 && channels >= 16) return kAvx512Kernel;
+  if (isa >= cpu::Isa::avx512_bf16 && channels >= 16) return kAvx512Bf16Kernel;
+  if (isa == cpu::Isa::avx512 && channels >= 16) return kAvx512Kernel;
   if (isa >= cpu::Isa::avx2 && channels >= 8) return kAvx2Kernel;
 #endif
   return channels >= 4 ? kPortableKernel : kScalarKernel;

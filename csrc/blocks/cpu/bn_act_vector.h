@@ -95,10 +95,14 @@ struct Bf16Memory<cpu::VecAvx512<kFast>> {
     return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(half), 16))};
   }
   GREEDYNAS_VEC_INLINE static __m256i narrowed(cpu::VecAvx512<kFast> a) {
+#ifdef __AVX512BF16__
+    return reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(a.v));  // subnormal numbers become zero
+#else
     const __mmask16 nan = _mm512_cmp_ps_mask(a.v, a.v, _CMP_UNORD_Q);
     const __m512i rounded = _mm512_castps_si512(round_to_bf16(a).v);
     const __m512i kept = _mm512_mask_blend_epi32(nan, rounded, _mm512_set1_epi32(0x7FC00000));
     return _mm512_cvtepi32_epi16(_mm512_srli_epi32(kept, 16));
+#endif
   }
   GREEDYNAS_VEC_INLINE static void store(cpu::VecAvx512<kFast> a, Bf16* p) {
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), narrowed(a));

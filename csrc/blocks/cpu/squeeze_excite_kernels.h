@@ -36,12 +36,14 @@ extern const SqueezeKernel kPortableSqueezeKernel;
 #ifdef GREEDYNAS_X86
 extern const SqueezeKernel kAvx2SqueezeKernel;
 extern const SqueezeKernel kAvx512SqueezeKernel;
+extern const SqueezeKernel kAvx512Bf16SqueezeKernel;
 #endif
 
 // A row must have room for a vector of the kernel.
 inline const SqueezeKernel& squeeze_kernel_for([[maybe_unused]] cpu::Isa isa, int channels) {
 #ifdef GREEDYNAS_X86
-  if (isa >= cpu::Isa::avx512 && channels >= 16) return kAvx512SqueezeKernel;
+  if (isa >= cpu::Isa::avx512_bf16 && channels >= 16) return kAvx512Bf16SqueezeKernel;
+  if (isa == cpu::Isa::avx512 && channels >= 16) return kAvx512SqueezeKernel;
   if (isa >= cpu::Isa::avx2 && channels >= 8) return kAvx2SqueezeKernel;
 #endif
   return channels >= 4 ? kPortableSqueezeKernel : kScalarSqueezeKernel;

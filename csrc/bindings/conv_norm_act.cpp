@@ -45,8 +45,7 @@ void bind_conv_norm_act(py::module_& m) {
           "forward",
           [](const ConvNormAct& self, Address x, Address moments, Address z, Address y) {
             const cpu::Workspace workspace(blocks::workspace_floats(self));
-            blocks::forward(self, at<const float>(x), at<float>(moments), at<void>(z), workspace.floats(),
-                            at<void>(y));
+            blocks::forward(self, at<const float>(x), at<float>(moments), at<void>(z), workspace.floats(), at<void>(y));
           },
           py::arg("x"), py::arg("moments"), py::arg("z"), py::arg("y"), Released())
       // gradients: of the weight, and of weight and bias of the norm.

@@ -112,7 +112,6 @@ def _row_for(x: Tensor, dtype: torch.dtype) -> _Row | None:
     bf16 = hands_on_bf16()
     may_chain = (
         torch.is_grad_enabled()
-        and bf16 is not None
         and x.dtype is dtype
         and x.device.type == "cpu"
         and x.is_contiguous(memory_format=torch.channels_last)
@@ -120,4 +119,4 @@ def _row_for(x: Tensor, dtype: torch.dtype) -> _Row | None:
         and not torch._C._autograd._profiler_enabled()  # wants to see each block
         and not _has_any_global_hook()  # type: ignore[no-untyped-call]
     )
-    return _Row(x.shape, bf16) if may_chain and bf16 is not None else None
+    return None if bf16 is None or not may_chain else _Row(x.shape, bf16)

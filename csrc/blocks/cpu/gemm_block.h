@@ -83,11 +83,7 @@ struct GemmFloats {
   }
 };
 
-// Results, and what they are added to.
-template <class V, class C>
-GREEDYNAS_VEC_INLINE V gemm_load(const C* p) {
-  return load_elements<V>(p);
-}
+// In the way of P where it has one.
 template <class P, class V, class C>
 GREEDYNAS_VEC_INLINE void gemm_store(C* p, V sums) {
   if constexpr (requires { P::store(p, sums); }) {
@@ -133,11 +129,11 @@ GREEDYNAS_VEC_INLINE void gemm_tile(const GemmTile<typename P::A, C>& t) {
       continue;
     }
     GREEDYNAS_UNROLL
-    for (int n = 0; n < kLast; ++n) sums[m][n] = gemm_load<V>(from + n * V::width);
+    for (int n = 0; n < kLast; ++n) sums[m][n] = load_elements<V>(from + n * V::width);
     if constexpr (kMasked) {
       last_sums[m] = load_first<Last>(from + kLast * V::width, t.lanes);
     } else {
-      last_sums[m] = gemm_load<Last>(from + kLast * V::width);
+      last_sums[m] = load_elements<Last>(from + kLast * V::width);
     }
     from = gemm_advanced(from, t.init.stride);
   }

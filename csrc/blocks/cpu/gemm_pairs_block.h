@@ -35,8 +35,6 @@ struct GemmPairs {
   GREEDYNAS_VEC_INLINE static void store_first(Bf16Bits* p, V sums, int lanes) {
     Pairs<V>::store_first_bf16(sums, p, lanes);
   }
-  GREEDYNAS_VEC_INLINE static void store(float* p, V sums) { sums.store(p); }
-  GREEDYNAS_VEC_INLINE static void store_first(float* p, V sums, int lanes) { blocks::store_first(p, sums, lanes); }
 };
 
 template <class V, template <class> class Pairs>

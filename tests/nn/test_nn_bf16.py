@@ -7,48 +7,13 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from nn_network import ALL, Net, images, made
 from nn_results import Operators
-from torch import Tensor, nn
+from torch import Tensor
 
-from greedynas_fast.nn import Head, InvertedResidual, loss_in_turn, use_backend
-from greedynas_fast.nn import in_turn as in_turn_module
-from greedynas_fast.nn.stem_head import Stem
+from greedynas_fast.nn import use_backend
 from greedynas_fast.ops import direct
 from greedynas_fast.ops.direct import adding_to_grad
-from greedynas_fast.spaces.specs import HeadSpec, InvertedResidualSpec, LayerSpec, SqueezeExciteSpec, StemSpec
-
-GATE = SqueezeExciteSpec(0.25, "relu", "hard_sigmoid")
-NAMES = ["conv_norm_act", *["inverted_residual"] * 3, "head_loss"]
-LABELS = torch.arange(6) % 4
-
-
-class Net(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        first = InvertedResidualSpec("first", 1, (3,))
-        self.stem = Stem(StemSpec(6, 3, 2, "hard_swish", blocks=(LayerSpec(-1, 0, 6, 8, 1, (first,)),)), 3)
-        self.layers = nn.ModuleList(
-            [
-                InvertedResidual(InvertedResidualSpec("mix", 3, (3, 5), se=GATE), 8, 8, 1),
-                InvertedResidual(InvertedResidualSpec("wide", 6, (7,)), 8, 11, 2),
-            ]
-        )
-        self.head = Head(HeadSpec(11, 20, "relu", dropout=0.2), 4)
-
-    def loss(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        return loss_in_turn(self.stem, self.layers, self.head, x, LABELS[: len(x)], 0.1)
-
-
-def made() -> Net:
-    torch.manual_seed(0)
-    net = Net().train()
-    net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    return net
-
-
-def images(n: int = 6) -> Tensor:
-    x = torch.randn(n, 3, 17, 17, generator=torch.Generator().manual_seed(1))
-    return x.contiguous(memory_format=torch.channels_last)
 
 
 def step(net: Net, x: Tensor, dtype: torch.dtype = torch.bfloat16) -> list[Tensor]:
@@ -69,20 +34,6 @@ def assert_near(found: list[Tensor], expected: list[Tensor], tolerance: float) -
         assert difference <= tolerance * max(float(theirs.double().square().mean().sqrt()), 5e-3)
 
 
-@pytest.fixture
-def chains(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
-    """The names of the layers that ran as one."""
-    seen: list[list[str]] = []
-    run = in_turn_module.run_chain
-
-    def spy(x: Tensor, layers: list[direct.Laid], *others: object) -> Tensor:
-        seen.append([laid.name for laid in layers])
-        return run(x, layers, *others)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(in_turn_module, "run_chain", spy)
-    return seen
-
-
 @pytest.mark.usefixtures("level")
 def test_a_step_is_near_float32s(chains: list[list[str]], ran: list[direct.Laid]) -> None:
     net, alone, float32 = made(), made(), made()
@@ -99,8 +50,8 @@ def test_a_step_is_near_float32s(chains: list[list[str]], ran: list[direct.Laid]
         expected = [loss.detach(), *(grad for grad in gradients if grad is not None), *alone.buffers()]
         assert all(torch.equal(*pair) for pair in zip(found, expected, strict=True))
         assert_near(found, step(float32, images(), torch.float32), 0.3)
-    assert chains == [NAMES] * 4
-    assert all(laid.bf16 for laid in ran[: len(NAMES)])
+    assert chains == [ALL] * 4
+    assert all(laid.bf16 for laid in ran[: len(ALL)])
 
 
 def test_no_farther_from_float32_than_torchs_layers() -> None:
@@ -119,7 +70,7 @@ def test_types_may_change_from_step_to_step(chains: list[list[str]]) -> None:
     net, other = made(), made()
     for dtype in (torch.float32, torch.bfloat16, torch.float32, torch.bfloat16):
         step(net, images(), dtype)
-    assert chains == [NAMES] * 2
+    assert chains == [ALL] * 2
     for dtype in (torch.float32, torch.bfloat16, torch.float32):
         step(other, images(), dtype)
     assert torch.equal(step(other, images())[0], step(net, images())[0])
@@ -132,8 +83,8 @@ def test_results_have_autocasts_type(ran: list[direct.Laid]) -> None:
         assert y.dtype is torch.bfloat16
         y = net.layers[0](y)
         assert y.dtype is torch.bfloat16
-        assert net.head(net.layers[1](y)).dtype is torch.bfloat16
-    assert [laid.name for laid in ran] == [*NAMES[:-1], "pooled_pointwise"]
+        assert net.head(net.layers[3](net.layers[2](y))).dtype is torch.bfloat16
+    assert [laid.name for laid in ran] == [*ALL[:-1], "pooled_pointwise"]
 
 
 def in_float16(net: Net) -> Tensor:
@@ -163,7 +114,7 @@ def test_other_types_run_layer_by_layer(run: Callable[[Net], Tensor], chains: li
         with adding_to_grad():
             losses.append(run(each))
     torch.testing.assert_close(losses[0].float(), losses[1].float(), rtol=0.03, atol=0.03)
-    assert NAMES not in chains
+    assert ALL not in chains
 
 
 def test_what_watches_the_backward_pass_sees_operators() -> None:
@@ -180,4 +131,4 @@ def test_what_watches_the_backward_pass_sees_operators() -> None:
         else:
             loss.backward()
         results.append([parameter.grad for parameter in each.parameters() if parameter.grad is not None])
-    assert_near(*results, 0.1)
+    assert_near(*results, 0.3)

@@ -204,7 +204,7 @@ def _forward(
     if x.numel() == 0:
         return y, [values.zero_() for values in found], kept
     block = _Block(x, parameters, weights, o)
-    normalising = three(moments or found)
+    normalising = _three(moments or found)
     places = _addresses(kept) if keep else (0,) * NUM_KEPT
     block.core.forward(block.rows, _addresses(normalising), places, y.data_ptr())
     return y, found, kept
@@ -228,7 +228,7 @@ def _backward(
     grad_x, *addresses = _addresses(gradients)
     block.core.backward(
         block.rows,
-        _addresses(three(moments)),
+        _addresses(_three(moments)),
         _addresses(kept),
         (grad.data_ptr(), grad_stride),
         grad_x,
@@ -271,7 +271,7 @@ def _outputs(
     return y, found, [z1, z2, z3, *of_gate, covariance]
 
 
-def three(values: Sequence[Tensor]) -> list[Tensor | None]:
+def _three(values: Sequence[Tensor]) -> list[Tensor | None]:
     """Those of the three norms; a block that does not expand has no first one."""
     return [*(None for _ in range(3 - len(values))), *values]
 

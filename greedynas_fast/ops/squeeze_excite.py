@@ -44,7 +44,6 @@ define(f"squeeze(Tensor x, {_LAYER}) -> (Tensor, Tensor, Tensor)")
 define("excite(Tensor x, Tensor logits, Tensor? scale, Tensor? shift, str gate, str prologue) -> Tensor")
 forward_op = torch.ops.greedynas.squeeze_excite.default
 backward_op = torch.ops.greedynas.squeeze_excite_backward.default
-squeeze_op = torch.ops.greedynas.squeeze.default
 excite_op = torch.ops.greedynas.excite.default
 
 

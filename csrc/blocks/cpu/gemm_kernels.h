@@ -83,6 +83,7 @@ struct GemmBf16Kernel {
                      std::int64_t c_stride, float* memory, GemmAhead& ahead);
 };
 
+// Room for g and x as `accumulate` multiplies them.
 constexpr std::int64_t gemm_bf16_floats(std::int64_t rows, int out, int in) {
   return (rows + 1) / 2 * ((out + 15) / 16 * 16) + (rows + 1) * ((in + 15) / 16 * 16);
 }

@@ -74,9 +74,9 @@ template <class V, template <class> class Pairs>
 void gemm_join_rows(GemmBf16Rows x, std::int64_t rows, int columns, std::int64_t width, float* words) {
   static constexpr Bf16Bits kZeros[V::width] = {};
   for (std::int64_t r = 0; r < rows; r += 2, words += width) {
-    const Bf16Bits *const upper = x.data + r * x.stride, *const lower = upper + x.stride;
+    const Bf16Bits* const upper = x.data + r * x.stride;
     for (int i = 0; i < columns; i += V::width) {
-      Pairs<V>::join(upper + i, r + 1 < rows ? lower + i : kZeros, columns - i).store(words + i);
+      Pairs<V>::join(upper + i, r + 1 < rows ? upper + x.stride + i : kZeros, columns - i).store(words + i);
     }
   }
 }

@@ -115,7 +115,8 @@ struct OfElement<Bf16Bits> {
   static const GemmBf16Kernel& kernel() { return gemm_bf16_kernel_for(cpu::selected()); }
   static void accumulate(const GemmBf16Kernel& kernel, GemmBf16Rows g, GemmBf16Rows x, std::int64_t rows, int out,
                          int in, float* c, GemmAhead& ahead) {
-    float* const memory = scratch(3, gemm_bf16_floats(rows, out, in));
+    constexpr int kFree = 3;  // of `scratch`: expand_depthwise.cpp has it, which is float32
+    float* const memory = scratch(kFree, gemm_bf16_floats(rows, out, in));
     kernel.accumulate(g, x, rows, out, in, c, in, memory, ahead);
   }
 };

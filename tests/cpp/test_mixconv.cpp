@@ -358,7 +358,7 @@ void backward_past_caches(const blocks::MixconvBackwardTask& task) {
   streaming->backward(own);
 }
 
-// Results that are written past the caches, wherever a vector is a line of them, are those that are not.
+// Results that are written past the caches, wherever one or two vectors are a line, are those that are not.
 void check_streams(const blocks::MixconvKernel& kernel, const Setting& setting) {
   streaming = &kernel;
   const blocks::MixconvKernel past{"past the caches", &forward_past_caches, &backward_past_caches};
@@ -391,6 +391,7 @@ void test_streams() {
         check_streams(*kernel, {2, 4, width, {{32, 3}, {16, 5}, {48, 7}}, stride, false, MixconvActivation::none});
         check_streams(*kernel, {2, 4, width, {{20, 3}, {28, 5}}, stride, false, MixconvActivation::relu});
         check_streams(*kernel, {2, 4, width, {{20, 3}, {15, 5}}, stride, false, MixconvActivation::none});
+        check_streams(*kernel, {2, 4, width, {{24, 3}, {8, 5}}, stride, false, MixconvActivation::none});
         check_streams(*kernel,
                       {2, 4, width, {{32, 7}}, stride, false, MixconvActivation::none, MixconvActivation::none, false});
       }

@@ -220,12 +220,12 @@ GREEDYNAS_VEC_INLINE void with_lanes(int channels, int vector, const Body& body)
   lanes >= V::width ? body(V::width) : body(lanes);
 }
 
-// Whether results are written past the caches where a task says so: if a vector is a whole line. Parts of lines would
-// leave the processor one by one, for the other parts come later.
+// Whether results are written past the caches where a task says so: whole lines, of one vector or of two. Parts of
+// lines would leave the processor one by one, for the other parts come later.
 template <class V, class E>
 inline constexpr bool can_stream = false;
 template <class V>
-  requires(V::width == kMixconvLine) && requires(V value, float* line) { value.stream(line); }
+  requires(V::width == kMixconvLine || 2 * V::width == kMixconvLine) && requires(V value, float* p) { value.stream(p); }
 inline constexpr bool can_stream<V, float> = true;
 
 GREEDYNAS_VEC_INLINE bool begins_lines(const float* row, std::int64_t pixel) {
@@ -237,21 +237,33 @@ GREEDYNAS_VEC_INLINE bool begins_lines(const float* row, std::int64_t pixel) {
 template <class V, class E, bool kStats>
 struct MixconvDirect {
   static constexpr bool usable = true, takes_all = false;
+  static constexpr bool half_lines = 2 * V::width == kMixconvLine;
 
   E* to;
   std::int64_t pixel, ahead;
   float* stats;  // [2][kMixconvBlock], if kStats
   bool streams;  // writes past the caches, to the beginnings of lines
+  // Where a vector is half a line: vectors before this one share whole lines, and a tile of first halves, in
+  // first_half [kMixconvOverrun][V::width], waits for that of the second ones.
+  int shared_lines_end = 0;
+  float* first_half = nullptr;
 
   template <int kTile>
   GREEDYNAS_VEC_INLINE void put(const V (&results)[kTile], int vector, std::int64_t j) const {
-    if constexpr (can_stream<V, E>) {
-      if (streams) return put_as<true>(results, vector, j);
+    if constexpr (can_stream<V, E> && half_lines) {
+      if (streams && vector < shared_lines_end) {
+        return vector % 2 == 0 ? put_as<Put::wait>(results, vector, j) : put_as<Put::stream>(results, vector, j);
+      }
+    } else if constexpr (can_stream<V, E>) {
+      if (streams) return put_as<Put::stream>(results, vector, j);
     }
-    put_as<false>(results, vector, j);
+    put_as<Put::store>(results, vector, j);
   }
 
-  template <bool kStream, int kTile>
+ private:
+  enum class Put { store, stream, wait };
+
+  template <Put kPut, int kTile>
   GREEDYNAS_VEC_INLINE void put_as(const V (&results)[kTile], int vector, std::int64_t j) const {
     const std::int64_t step = pixel;
     E* p = to + j * step + vector * V::width;
@@ -261,7 +273,10 @@ struct MixconvDirect {
       GREEDYNAS_UNROLL_ALL
       for (int t = 0; t < kNarrowTile<kTile>; ++t, p += step) {
         const V value = as_stored(results[first + t], p);
-        if constexpr (kStream) {
+        if constexpr (kPut == Put::wait) {
+          value.store(first_half + (first + t) * V::width);
+        } else if constexpr (kPut == Put::stream) {
+          if constexpr (half_lines) V::load(first_half + (first + t) * V::width).stream(p - V::width);
           value.stream(p);
         } else {
           __builtin_prefetch(p + ahead, 1);
@@ -285,11 +300,18 @@ GREEDYNAS_VEC_INLINE void with_direct(MixconvStorage storage, void* data, const 
   if (storage == MixconvStorage::float32) {
     float* const to = static_cast<float*>(data);
     streams = streams && begins_lines(to, row.pixel);
-    if (stats == nullptr) return body(MixconvDirect<V, float, false>{to, row.pixel, row.ahead, nullptr, streams});
-    return body(MixconvDirect<V, float, true>{to, row.pixel, row.ahead, stats, streams});
+    alignas(64) float first_half[kMixconvOverrun * V::width];
+    const int shared_lines_end = row.channels / kMixconvLine * (kMixconvLine / V::width);
+    if (stats == nullptr) {
+      return body(
+          MixconvDirect<V, float, false>{to, row.pixel, row.ahead, nullptr, streams, shared_lines_end, first_half});
+    }
+    return body(MixconvDirect<V, float, true>{to, row.pixel, row.ahead, stats, streams, shared_lines_end, first_half});
   }
   std::uint16_t* const to = static_cast<std::uint16_t*>(data);
-  if (stats == nullptr) return body(MixconvDirect<V, std::uint16_t, false>{to, row.pixel, row.ahead, nullptr, false});
+  if (stats == nullptr) {
+    return body(MixconvDirect<V, std::uint16_t, false>{to, row.pixel, row.ahead, nullptr, false});
+  }
   return body(MixconvDirect<V, std::uint16_t, true>{to, row.pixel, row.ahead, stats, false});
 }
 

@@ -145,6 +145,29 @@ def test_short_steps_make_a_run_together() -> None:
     assert min(rates["short"]) > max(rates["long"])
 
 
+def test_a_version_far_behind_runs_once() -> None:
+    calls = {"best": 0, "peer": 0, "far behind": 0}
+
+    def step(name: str, seconds: float) -> None:
+        calls[name] += 1
+        time.sleep(seconds)
+
+    steps = {
+        "best": lambda: step("best", 0.002),
+        "peer": lambda: step("peer", 0.02),
+        "far behind": lambda: step("far behind", 0.4),
+    }
+    rates = timing.alternate_steps(steps, 8, replace(timing.QUICK, repeats=3, call_s=0.05))
+    assert list(rates) == list(steps)
+    assert {name: len(values) for name, values in rates.items()} == {"best": 3, "peer": 3, "far behind": 1}
+    assert calls["far behind"] == 1
+    assert calls["best"] == calls["peer"] > 1  # the peer's step decides how many make a run
+    assert rates["far behind"][0] <= 8 / 0.4
+    # As long as a run lasts nothing is too slow.
+    patient = timing.alternate_steps(steps, 8, replace(timing.QUICK, repeats=2, call_s=1.0))
+    assert {len(values) for values in patient.values()} == {2}
+
+
 def test_calibration_spread() -> None:
     assert all(value > 0 for value in timing.calibrate())
     assert timing.calibration([10, 10, 10], [10, 10, 10])["spread"] == 0

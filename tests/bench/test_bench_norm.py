@@ -31,7 +31,8 @@ def test_rows(module: ModuleType, names: tuple[str, ...]) -> None:
     for row in rows:
         assert row["peer"].startswith("torch")
         assert row["ratio_to_best_peer"] > 0
-        assert (row["paths"], row["threads"], row["repeats"]) == (2, 1, TINY.repeats)
+        assert (row["paths"], row["threads"]) == (2, 1)
+        assert row["repeats"] in (1, TINY.repeats)  # one of versions far behind the others
         assert row["max_error"] < 1e-4
         assert row["note"] == "images of [2, 24, 5, 5]"
 

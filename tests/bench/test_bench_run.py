@@ -145,7 +145,7 @@ def test_short_steps_make_a_run_together() -> None:
     assert min(rates["short"]) > max(rates["long"])
 
 
-def test_a_version_far_behind_runs_once() -> None:
+def test_a_version_far_behind_does_not_take_turns() -> None:
     calls = {"best": 0, "peer": 0, "far behind": 0}
 
     def step(name: str, seconds: float) -> None:
@@ -160,12 +160,23 @@ def test_a_version_far_behind_runs_once() -> None:
     rates = timing.alternate_steps(steps, 8, replace(timing.QUICK, repeats=3, call_s=0.05))
     assert list(rates) == list(steps)
     assert {name: len(values) for name, values in rates.items()} == {"best": 3, "peer": 3, "far behind": 1}
-    assert calls["far behind"] == 1
+    assert calls["far behind"] == 2  # one may have been late by chance
     assert calls["best"] == calls["peer"] > 1  # the peer's step decides how many make a run
     assert rates["far behind"][0] <= 8 / 0.4
-    # As long as a run lasts nothing is too slow.
+    # Nothing is too slow that takes no longer than a run.
     patient = timing.alternate_steps(steps, 8, replace(timing.QUICK, repeats=2, call_s=1.0))
     assert {len(values) for values in patient.values()} == {2}
+
+
+def test_a_version_late_by_chance_takes_turns() -> None:
+    delays = iter([0.3])
+
+    def late_at_first() -> None:
+        time.sleep(next(delays, 0.01))
+
+    steps = {"best": lambda: time.sleep(0.001), "peer": late_at_first, "other": lambda: time.sleep(0.012)}
+    rates = timing.alternate_steps(steps, 8, replace(timing.QUICK, repeats=2, call_s=0.05))
+    assert {name: len(values) for name, values in rates.items()} == {"best": 2, "peer": 2, "other": 2}
 
 
 def test_calibration_spread() -> None:

@@ -33,7 +33,8 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
 def check(row: dict[str, Any], tolerance: float) -> None:
     assert row["peer"].startswith("reference")
     assert row["ratio_to_best_peer"] > 0
-    assert (row["threads"], row["repeats"], row["skipped"]) == (1, TINY.repeats, None)
+    assert (row["threads"], row["skipped"]) == (1, None)
+    assert row["repeats"] in (1, TINY.repeats)  # one of versions far behind the others
     assert 0 < row["max_error"] < tolerance
 
 

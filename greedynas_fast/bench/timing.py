@@ -101,7 +101,7 @@ def alternate(
 
 
 def alternate_steps(steps: Mapping[str, Callable[[], object]], images: int, budget: Budget) -> dict[str, list[float]]:
-    """Run training steps in turn; of short ones many make a run, which with the slowest lasts `call_s`.
+    """Run training steps in turn; of short ones many make a run, `call_s` long with the slowest.
 
     So every version is met at work, with its own code and data in the caches, and not as it comes after the others.
 
@@ -119,8 +119,8 @@ def alternate_steps(steps: Mapping[str, Callable[[], object]], images: int, budg
     """
     seconds = {name: _seconds(step) for name, step in steps.items()}
     slow = max(budget.call_s, _OUT_OF_THE_RUNNING * sorted(seconds.values())[:2][-1])
-    for name in steps:  # once may be by chance
-        if seconds[name] > slow:
+    for name in steps:
+        if seconds[name] > slow:  # once may be by chance
             seconds[name] = min(seconds[name], _seconds(steps[name]))
     running = [name for name in steps if seconds[name] <= slow]
     count = max(1, round(budget.call_s / max(seconds[name] for name in running)))

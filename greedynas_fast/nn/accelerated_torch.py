@@ -7,7 +7,7 @@ from typing import Any, cast
 
 from torch import Tensor, nn
 
-from greedynas_fast.nn.backend import Fusable, has_operation
+from greedynas_fast.nn.backend import Fusable, has_operation, is_mixconv
 from greedynas_fast.ops.mixconv import mixconv
 
 # The class to replace, the class that replaces it, and whether that can run a given layer.
@@ -15,17 +15,26 @@ Swap = tuple[type[nn.Module], type[nn.Module], Callable[[Any], bool]]
 
 
 class DepthwiseConv2d(Fusable, nn.Conv2d):
-    """A depthwise convolution."""
+    """A depthwise convolution, with or without a bias."""
 
     def forward(self, x: Tensor) -> Tensor:
         """What `nn.Conv2d` does."""
-        if self.fuses(x):
-            return mixconv(x, [self.weight], [self.kernel_size[0]], self.stride[0])
-        return super().forward(x)
+        if not self.fuses(x):
+            return super().forward(x)
+        y = mixconv(x, [self.weight], [self.kernel_size[0]], self.stride[0])
+        return y if self.bias is None else y.add_(self.bias[:, None, None])
+
+    def _stands_for(self, layer: nn.Module) -> bool:
+        return layer is self and is_mixconv(self)
+
+
+def runs_depthwise(conv: nn.Conv2d) -> bool:
+    """Whether this convolution can be a `DepthwiseConv2d`."""
+    return conv.groups > 1 and is_mixconv(conv)
 
 
 def is_depthwise(conv: nn.Module) -> bool:
-    """Whether this convolution can be a `DepthwiseConv2d`."""
+    """Whether this is a depthwise convolution that operations for whole blocks run: without a bias."""
     return isinstance(conv, nn.Conv2d) and conv.groups > 1 and has_operation(conv)
 
 
@@ -42,4 +51,4 @@ def depthwise_groups(conv: nn.Module) -> list[nn.Conv2d] | None:
     return cast("list[nn.Conv2d]", parts)
 
 
-SWAPS: list[Swap] = [(nn.Conv2d, DepthwiseConv2d, is_depthwise)]
+SWAPS: list[Swap] = [(nn.Conv2d, DepthwiseConv2d, runs_depthwise)]

@@ -298,10 +298,14 @@ def has_operation(layer: nn.Module) -> bool:
         return True
     if layer.groups == 1:
         return _keeps_size(layer) and layer.kernel_size == (1, 1) and layer.stride == (1, 1)
+    return is_mixconv(layer) and layer.bias is None
+
+
+def is_mixconv(layer: nn.Conv2d) -> bool:
+    """Whether, but for a bias, this is the `mixconv` of one group."""
     return (
         _keeps_size(layer)
         and layer.groups == layer.in_channels == layer.out_channels
-        and layer.bias is None
         and layer.kernel_size[0] <= MAX_KERNEL
         and layer.stride in ((1, 1), (2, 2))
     )
@@ -317,7 +321,7 @@ def _keeps_size(layer: nn.Conv2d) -> bool:
     """Whether an odd square kernel is padded so that, without a stride, outputs are as large as inputs."""
     kernel = layer.kernel_size[0]
     square = layer.kernel_size == (kernel, kernel) and kernel % 2 == 1
-    padded = layer.padding == (kernel // 2, kernel // 2) and layer.padding_mode == "zeros"
+    padded = layer.padding in ((kernel // 2, kernel // 2), "same") and layer.padding_mode == "zeros"
     return square and padded and layer.dilation == (1, 1)
 
 

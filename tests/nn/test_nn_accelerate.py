@@ -173,13 +173,44 @@ def test_what_is_left_alone() -> None:
         nn.Conv2d(8, 8, 3, padding=1),  # not depthwise
         nn.Conv2d(8, 8, 3, padding=1, groups=4),
         nn.Conv2d(8, 8, 3, padding=0, groups=8),
-        nn.Conv2d(8, 8, 3, padding=1, groups=8),  # with bias
+        nn.Conv2d(8, 8, 3, padding="same", dilation=2, groups=8),
+        nn.Conv2d(8, 16, 3, padding=1, groups=8),
         nn.Conv2d(8, 8, 13, padding=6, groups=8, bias=False),
         nn.Conv2d(8, 8, 5, padding=2, groups=8, bias=False),
         nn.BatchNorm2d(8),
     )
-    assert gf.accelerate(model) == ["5: torch Conv2d"]
-    assert type(model[5]).__name__ == "DepthwiseConv2d"
+    assert gf.accelerate(model) == ["6: torch Conv2d"]
+    assert type(model[6]).__name__ == "DepthwiseConv2d"
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+@pytest.mark.parametrize(("kernel", "stride", "padding"), [(3, 2, 1), (5, 1, "same"), (7, 1, 3)])
+def test_depthwise_convolution_with_bias(kernel: int, stride: int, padding: int | str, autocast: bool) -> None:
+    """What `nn.Conv2d` makes where nothing is said about a bias."""
+    torch.manual_seed(0)
+    conv = nn.Conv2d(20, 20, kernel, stride, padding, groups=20)
+    fast = copy.deepcopy(conv)
+    assert gf.accelerate(fast) == ["(the model): torch Conv2d"]
+    use_backend(fast, "fused")
+    x = torch.randn(2, 20, 9, 7).contiguous(memory_format=torch.channels_last)
+    expected = results(conv.double(), x.double())
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        found = results(fast, x)
+    assert found[0].dtype is (torch.bfloat16 if autocast else torch.float32)
+    assert len(found) == 4
+    for mine, exact in zip(found, expected, strict=True):
+        tolerance = (2e-2 if autocast else 1e-5) * max(1.0, float(exact.abs().max()))
+        torch.testing.assert_close(mine.double(), exact, rtol=0, atol=tolerance)
+
+
+def test_depthwise_convolution_whose_bias_comes_later() -> None:
+    fast = nn.Conv2d(8, 8, 3, padding=1, groups=8, bias=False)
+    gf.accelerate(fast)
+    use_backend(fast, "fused")
+    x = torch.randn(1, 8, 5, 5)
+    before = fast(x)
+    fast.bias = nn.Parameter(torch.arange(8.0))
+    torch.testing.assert_close(fast(x), before + torch.arange(8.0)[:, None, None])
 
 
 @pytest.mark.slow

@@ -6,11 +6,13 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torchvision.models.efficientnet import MBConv
+from torchvision.models.mnasnet import _InvertedResidual as MnasBlock
 from torchvision.models.mobilenetv3 import InvertedResidual
 from torchvision.models.shufflenetv2 import InvertedResidual as ShuffleUnit
 from torchvision.ops.misc import Conv2dNormActivation, SqueezeExcitation
 
-from greedynas_fast.nn.accelerated_torch import Swap, depthwise_groups, is_pointwise
+from greedynas_fast.nn.accelerated_torch import Swap, depthwise_groups, is_depthwise, is_pointwise
 from greedynas_fast.nn.backend import Fusable, activation_name, is_fused, name_of, run_layers
 from greedynas_fast.nn.fused_residual import BlockLayers, GateLayers, run_inverted_residual
 from greedynas_fast.ops.shuffle import channel_shuffle
@@ -47,6 +49,45 @@ class FusedInvertedResidual(Fusable, InvertedResidual):  # type: ignore[misc]
         """What torchvision's block does."""
         y = run_inverted_residual(self, _layers_of, x)
         return super().forward(x) if y is None else y
+
+
+class AcceleratedMBConv(Fusable, MBConv):  # type: ignore[misc]
+    """The whole block of EfficientNet, but for its stochastic depth. `FusedMBConv` is another block of torchvision."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """What torchvision's block does."""
+        y = run_inverted_residual(self, _layers_before_depth, x)
+        if y is None:
+            y = super().forward(x)
+        elif self.use_res_connect:
+            y = cast("nn.Module", self.stochastic_depth)(y) + x
+        return y
+
+
+class FusedMnasBlock(Fusable, MnasBlock):  # type: ignore[misc]
+    """The whole block of MNASNet."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """What torchvision's block does."""
+        y = run_inverted_residual(self, _layers_of_mnas, x)
+        return super().forward(x) if y is None else y
+
+
+def _layers_before_depth(block: Any) -> BlockLayers:
+    """Of a block that `_parts` accepts, without the addition of x, which stochastic depth comes before."""
+    return _layers_of(block)._replace(residual=False)
+
+
+def _layers_of_mnas(block: Any) -> BlockLayers:
+    expand, norm1, activation, depthwise, norm2, _, project, norm3 = block.layers
+    return BlockLayers(
+        (expand, norm1),
+        ([depthwise], norm2),
+        (project, norm3),
+        gate=None,
+        activation=activation,
+        residual=block.apply_residual,
+    )
 
 
 def _layers_of(block: Any) -> BlockLayers:
@@ -95,7 +136,7 @@ def _runs_sequence(layer: Any) -> bool:
     return any(isinstance(part, nn.BatchNorm2d) and part.affine for part in layer.children())
 
 
-def _parts(block: InvertedResidual) -> tuple[Any, Any, SqueezeExcitation | None, Any] | None:
+def _parts(block: InvertedResidual | MBConv) -> tuple[Any, Any, SqueezeExcitation | None, Any] | None:
     """Expansion, depthwise part, gate and projection; None if the operation does not have them all."""
     layers = list(block.block)
     expand = layers.pop(0) if is_pointwise(layers[0][0]) else None
@@ -117,9 +158,26 @@ def _parts(block: InvertedResidual) -> tuple[Any, Any, SqueezeExcitation | None,
     return (expand, depthwise, gate, project) if runs else None
 
 
+def _runs_mnas(block: Any) -> bool:
+    layers = list(block.layers)
+    if len(layers) != 8:
+        return False
+    expand, norm1, act1, depthwise, norm2, act2, project, norm3 = layers
+    return (
+        is_pointwise(expand)
+        and is_depthwise(depthwise)
+        and is_pointwise(project)
+        and all(isinstance(norm, nn.BatchNorm2d) and norm.affine for norm in (norm1, norm2, norm3))
+        and type(act1) is type(act2)
+        and activation_name(act1) is not None
+    )
+
+
 SWAPS: list[Swap] = [
     (Conv2dNormActivation, FusedConv2dNormActivation, _runs_sequence),
     (SqueezeExcitation, FusedSqueezeExcitation, _runs_gate),
     (InvertedResidual, FusedInvertedResidual, lambda block: _parts(block) is not None),
+    (MBConv, AcceleratedMBConv, lambda block: _parts(block) is not None),
+    (MnasBlock, FusedMnasBlock, _runs_mnas),
     (ShuffleUnit, FusedShuffleUnit, lambda block: True),
 ]

@@ -14,6 +14,7 @@ from nn_results import Operators, results
 from timm.layers import DropPath
 from timm.models._efficientnet_blocks import InvertedResidual
 from torch import nn
+from torchvision.ops import StochasticDepth
 
 import greedynas_fast as gf
 from greedynas_fast.nn import use_backend
@@ -24,6 +25,8 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], int]] = {
     "mixnet_s": (lambda: timm.create_model("mixnet_s"), 16),
     "mobilenetv3_large_100": (lambda: timm.create_model("mobilenetv3_large_100"), 15),
     "mobilenet_v3_small": (lambda: torchvision.models.mobilenet_v3_small(), 11),
+    "efficientnet_b0 of torchvision": (lambda: torchvision.models.efficientnet_b0(), 16),
+    "mnasnet0_5": (lambda: torchvision.models.mnasnet0_5(), 16),
     "shufflenet_v2_x0_5": (lambda: torchvision.models.shufflenet_v2_x0_5(), 16),
 }
 
@@ -36,6 +39,8 @@ def make(name: str) -> nn.Module:
             part.p = 0.0
         elif isinstance(part, DropPath):
             part.drop_prob = 0.0
+        elif isinstance(part, StochasticDepth):
+            part.p = 0.0
     if hasattr(model, "drop_rate"):
         model.drop_rate = 0.0
     return model
@@ -67,7 +72,8 @@ def test_five_steps_of_training(name: str) -> None:
     assert not any(hasattr(part, "backend") for part in fast.modules()), "a dry run changes something"
     swapped = gf.accelerate(fast)
     assert swapped == listed
-    assert sum("InvertedResidual" in line or "DepthwiseSeparable" in line for line in swapped) == MODELS[name][1]
+    blocks = "InvertedResidual", "DepthwiseSeparable", "MBConv"
+    assert sum(any(block in line for block in blocks) for line in swapped) == MODELS[name][1]
     assert gf.accelerate(fast) == []
     assert list(fast.state_dict()) == list(plain.state_dict())
     assert all(torch.equal(value, fast.state_dict()[key]) for key, value in plain.state_dict().items())
@@ -94,6 +100,23 @@ def test_gradients_are_those_of_the_model(name: str) -> None:
     largest = max(float(value.norm()) for value in results[0])
     for mine, exact in zip(results[1], results[0], strict=True):
         assert float((mine - exact).norm()) < 2e-2 * float(exact.norm()) + 1e-4 * largest
+
+
+def test_stochastic_depth_of_torchvision() -> None:
+    """Whole images of a block's result are left out, and the rest is made larger."""
+    model = make("efficientnet_b0 of torchvision")
+    gf.accelerate(model)
+    block = next(part for part in model.modules() if getattr(part, "use_res_connect", False))
+    x = torch.randn(8, block.out_channels, 6, 6).contiguous(memory_format=torch.channels_last)
+    kept = block(x) - x
+    block.stochastic_depth.p = 0.5
+    torch.manual_seed(1)
+    found = block(x) - x
+    left_out = [bool((one == 0).all()) for one in found]
+    assert 0 < sum(left_out) < 8
+    for one, full, gone in zip(found, kept, left_out, strict=True):
+        if not gone:
+            torch.testing.assert_close(one, 2 * full, rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize("channels", [12, 10])

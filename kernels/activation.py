@@ -7,6 +7,7 @@ IDENTITY = tl.constexpr(0)
 RELU = tl.constexpr(1)
 HARD_SWISH = tl.constexpr(2)
 SILU = tl.constexpr(3)
+RELU6 = tl.constexpr(4)
 
 
 @triton.jit
@@ -18,6 +19,8 @@ def activate(z, KIND: tl.constexpr):
         z = tl.where(z <= -3, 0.0, tl.where(z >= 3, z, z * (z + 3) * (1 / 6)))
     elif KIND == SILU:
         z = z * tl.sigmoid(z)
+    elif KIND == RELU6:
+        z = tl.where(z <= 0, 0.0, tl.where(z >= 6, 6.0, z))
     return z
 
 
@@ -31,6 +34,8 @@ def slope(z, KIND: tl.constexpr):
     elif KIND == SILU:
         s = tl.sigmoid(z)
         d = s * (1 + z * (1 - s))
+    elif KIND == RELU6:
+        d = tl.where(z <= 0, 0.0, tl.where(z >= 6, 0.0, 1.0))
     else:
         d = tl.full(z.shape, 1.0, tl.float32)
     return d

@@ -14,7 +14,7 @@
 namespace greedynas::norm {
 
 enum class Storage { float32, bf16 };
-enum class Activation { identity, relu, hard_swish, silu };
+enum class Activation { identity, relu, hard_swish, silu, relu6 };
 
 struct Shape {
   Storage storage;

@@ -15,7 +15,8 @@
 namespace greedynas::blocks {
 
 enum class MixconvStorage { float32, bf16 };
-enum class MixconvActivation { none, identity, relu, hard_swish, silu };  // none: no scale and shift either
+// none: no scale and shift either; then as norm::Activation.
+enum class MixconvActivation { none, identity, relu, hard_swish, silu, relu6 };
 
 inline constexpr int kMixconvMaxKernel = 11;
 

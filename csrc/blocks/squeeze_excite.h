@@ -9,7 +9,7 @@
 
 namespace greedynas::norm {
 
-enum class Prologue { none, affine, affine_relu, affine_hard_swish, affine_silu };
+enum class Prologue { none, affine, affine_relu, affine_hard_swish, affine_silu, affine_relu6 };
 
 // Scale and shift, and then this activation.
 constexpr Prologue prologue_of(Activation activation) {
@@ -18,7 +18,8 @@ constexpr Prologue prologue_of(Activation activation) {
 static_assert(prologue_of(Activation::identity) == Prologue::affine &&
               prologue_of(Activation::relu) == Prologue::affine_relu &&
               prologue_of(Activation::hard_swish) == Prologue::affine_hard_swish &&
-              prologue_of(Activation::silu) == Prologue::affine_silu);
+              prologue_of(Activation::silu) == Prologue::affine_silu &&
+              prologue_of(Activation::relu6) == Prologue::affine_relu6);
 
 struct SqueezeExcite {
   Shape image;  // rows: the pixels of one image, at least one

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torchvision.models.efficientnet import MBConv
 from torchvision.models.mnasnet import _InvertedResidual as MnasBlock
+from torchvision.models.mobilenetv2 import InvertedResidual as MobileNetV2Block
 from torchvision.models.mobilenetv3 import InvertedResidual
 from torchvision.models.shufflenetv2 import InvertedResidual as ShuffleUnit
 from torchvision.ops.misc import Conv2dNormActivation, SqueezeExcitation
@@ -64,6 +65,15 @@ class AcceleratedMBConv(Fusable, MBConv):  # type: ignore[misc]
         return y
 
 
+class FusedMobileNetV2Block(Fusable, MobileNetV2Block):  # type: ignore[misc]
+    """The whole block of MobileNetV2."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """What torchvision's block does."""
+        y = run_inverted_residual(self, _layers_of_v2, x)
+        return super().forward(x) if y is None else y
+
+
 class FusedMnasBlock(Fusable, MnasBlock):  # type: ignore[misc]
     """The whole block of MNASNet."""
 
@@ -76,6 +86,19 @@ class FusedMnasBlock(Fusable, MnasBlock):  # type: ignore[misc]
 def _layers_before_depth(block: Any) -> BlockLayers:
     """Of a block that `_parts` accepts, without the addition of x, which stochastic depth comes before."""
     return _layers_of(block)._replace(residual=False)
+
+
+def _layers_of_v2(block: Any) -> BlockLayers:
+    """Of a block that `_runs_v2` accepts."""
+    *expand, depthwise, project, norm3 = block.conv
+    return BlockLayers(
+        (expand[0][0], expand[0][1]) if expand else None,
+        ([depthwise[0]], depthwise[1]),
+        (project, norm3),
+        gate=None,
+        activation=depthwise[2],
+        residual=block.use_res_connect,
+    )
 
 
 def _layers_of_mnas(block: Any) -> BlockLayers:
@@ -158,18 +181,27 @@ def _parts(block: InvertedResidual | MBConv) -> tuple[Any, Any, SqueezeExcitatio
     return (expand, depthwise, gate, project) if runs else None
 
 
+def _runs_v2(block: Any) -> bool:
+    parts = [list(part.children()) or [part] for part in block.conv]
+    return len(parts) in (3, 4) and _runs_in_one([layer for part in parts for layer in part])
+
+
 def _runs_mnas(block: Any) -> bool:
-    layers = list(block.layers)
-    if len(layers) != 8:
+    return _runs_in_one(list(block.layers))
+
+
+def _runs_in_one(layers: list[nn.Module]) -> bool:
+    """Whether these are [1x1 convolution, norm, activation], depthwise convolution, norm, activation, 1x1, norm."""
+    if len(layers) not in (5, 8):
         return False
-    expand, norm1, act1, depthwise, norm2, act2, project, norm3 = layers
+    *expand, depthwise, norm2, act, project, norm3 = layers
+    norms = [*expand[1:2], norm2, norm3]
     return (
-        is_pointwise(expand)
+        (not expand or (is_pointwise(expand[0]) and type(expand[2]) is type(act)))
         and is_depthwise(depthwise)
         and is_pointwise(project)
-        and all(isinstance(norm, nn.BatchNorm2d) and norm.affine for norm in (norm1, norm2, norm3))
-        and type(act1) is type(act2)
-        and activation_name(act1) is not None
+        and all(isinstance(norm, nn.BatchNorm2d) and norm.affine for norm in norms)
+        and activation_name(act) is not None
     )
 
 
@@ -178,6 +210,7 @@ SWAPS: list[Swap] = [
     (SqueezeExcitation, FusedSqueezeExcitation, _runs_gate),
     (InvertedResidual, FusedInvertedResidual, lambda block: _parts(block) is not None),
     (MBConv, AcceleratedMBConv, lambda block: _parts(block) is not None),
+    (MobileNetV2Block, FusedMobileNetV2Block, _runs_v2),
     (MnasBlock, FusedMnasBlock, _runs_mnas),
     (ShuffleUnit, FusedShuffleUnit, lambda block: True),
 ]

@@ -24,7 +24,13 @@ from greedynas_fast.ops.watch import Watch
 
 Backend = Literal["auto", "fused", "reference"]
 
-_FUSED_ACTIVATIONS = {nn.Identity: "identity", nn.ReLU: "relu", nn.Hardswish: "hard_swish", nn.SiLU: "silu"}
+_FUSED_ACTIVATIONS = {
+    nn.Identity: "identity",
+    nn.ReLU: "relu",
+    nn.Hardswish: "hard_swish",
+    nn.SiLU: "silu",
+    nn.ReLU6: "relu6",
+}
 
 
 _OF_CONVOLUTION = (

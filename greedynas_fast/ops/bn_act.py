@@ -50,7 +50,7 @@ def bn_act(
         training: normalise with the statistics of x.
         momentum: share of the new statistics in the running ones.
         eps: added to the variance.
-        activation: `identity`, `relu`, `hard_swish` or `silu`.
+        activation: `identity`, `relu`, `hard_swish`, `silu` or `relu6`.
         residual: of x's shape and dtype.
         statistics: float [3, C] of `bn_statistics` to normalise with, whatever `training` says. They are constants to
             the gradient, and the running statistics are left alone.
@@ -226,7 +226,7 @@ def _check(
     elif training and x.numel() == channels:
         raise InputError(f"bn_act: x: expected more than one value a channel in training, got {list(x.shape)}")
     if activation not in core.ACTIVATIONS:
-        raise InputError(f"bn_act: activation: expected identity, relu, hard_swish or silu, got {activation!r}")
+        raise InputError(f"bn_act: activation: expected identity, relu, hard_swish, silu or relu6, got {activation!r}")
     if residual is not None and (residual.shape != x.shape or residual.dtype != x.dtype):
         raise InputError(
             f"bn_act: residual: expected {x.dtype} {list(x.shape)} like x, got {residual.dtype} {list(residual.shape)}"

@@ -24,7 +24,7 @@ class NormAct(Laid):
         weight: [C]; as the bias float32 and contiguous, used by address.
         bias: [C].
         eps: added to the variance.
-        activation: `identity`, `relu`, `hard_swish` or `silu`.
+        activation: `identity`, `relu`, `hard_swish`, `silu` or `relu6`.
         running: what is to be updated, or nothing.
         threads: to run on.
         bf16: see `Laid`.

@@ -18,7 +18,7 @@ from . import memory
 from .library import define, fake, implement
 from .rows import rows_of, threads
 
-ACTIVATIONS = {"identity": 0, "relu": 1, "hard_swish": 2, "silu": 3}
+ACTIVATIONS = {"identity": 0, "relu": 1, "hard_swish": 2, "silu": 3, "relu6": 4}
 
 _LAYER = "Tensor? weight, Tensor? bias, Tensor? residual, float eps, str activation"
 define("bn_moments(Tensor x) -> Tensor")

@@ -29,7 +29,7 @@ class ConvNormAct(Laid):
         weight: [C, C_in, k, k], channels-last, with an odd k; as the others float32, used by address.
         stride: of the convolution, which pads by k // 2.
         norm: weight [C], bias [C] and eps.
-        activation: `identity`, `relu`, `hard_swish` or `silu`.
+        activation: `identity`, `relu`, `hard_swish`, `silu` or `relu6`.
         running: what is to be updated, or nothing.
         threads: to run on.
         bf16: see `Laid`; images are float32 in any case.

@@ -54,7 +54,7 @@ class Gate(NamedTuple):
         reduce_bias: [R].
         expand_weight: [C, R] or [C, R, 1, 1].
         expand_bias: [C].
-        activation: `identity`, `relu`, `hard_swish` or `silu`.
+        activation: `identity`, `relu`, `hard_swish`, `silu` or `relu6`.
         gate: `hard_sigmoid` or `sigmoid`.
     """
 
@@ -89,7 +89,7 @@ def inverted_residual(
         project: weight [C_out, C, 1, 1] and norm.
         gate: before the projection.
         stride: of the depthwise convolution, 1 or 2.
-        activation: of the first two norms: `identity`, `relu`, `hard_swish` or `silu`.
+        activation: of the first two norms: `identity`, `relu`, `hard_swish`, `silu` or `relu6`.
         residual: add x to the result.
 
     Returns:
@@ -175,7 +175,7 @@ def check(
         raise InputError(f"inverted_residual: x: expected a floating [N, C, H, W], got {x.dtype} {list(x.shape)}")
     if activation not in ACTIVATIONS:
         raise InputError(
-            f"inverted_residual: activation: expected identity, relu, hard_swish or silu, got {activation!r}"
+            f"inverted_residual: activation: expected identity, relu, hard_swish, silu or relu6, got {activation!r}"
         )
     n, in_channels, height, width = x.shape
     weights, norm2 = depthwise

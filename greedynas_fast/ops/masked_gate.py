@@ -53,7 +53,7 @@ def masked_squeeze(
         weight_offsets: where the weight of each group begins in the bank.
         bias_offsets: likewise for the bias.
         pools: for each group whether its values are pooled.
-        activation: `identity`, `relu`, `hard_swish` or `silu`.
+        activation: `identity`, `relu`, `hard_swish`, `silu` or `relu6`.
         eps: added to the variance.
         bank_grad: to which the backward pass adds the gradients of weights and biases, in place.
 

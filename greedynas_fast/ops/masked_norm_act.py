@@ -114,7 +114,7 @@ def masked_norm_act(
         x: flat, of the layout.
         layout: of x.
         scale_shift: [2, channels of all groups] of `masked_scale_shift`.
-        activation: `identity`, `relu`, `hard_swish` or `silu`.
+        activation: `identity`, `relu`, `hard_swish`, `silu` or `relu6`.
         residual: flat, of `layout_out`, of the dtype of x. A group that is masked in x passes it on as it is.
         layout_out: of the residual: as wide as the layout wherever that is not masked. None: the layout.
 

@@ -69,7 +69,7 @@ def masked_pointwise(
         ragged_out: shape of y; samples, height and width as ragged_in, and width 0 for the same groups.
         scale: flat [channels in of all groups] with `shift`, for the prologue; None for 1 and 0.
         shift: as `scale`.
-        activation: of the prologue: `identity`, `relu`, `hard_swish` or `silu`.
+        activation: of the prologue: `identity`, `relu`, `hard_swish`, `silu` or `relu6`.
         gate: flat [ragged_in.gate_offsets[-1]], one a sample and channel; None for 1.
         bank_grad: float32 [n] that the backward pass adds the gradients of the weights to, in place, the way
             `ParameterBank.grad` holds them; autograd then sees none for `bank`. Without it the gradient of `bank` is a
@@ -282,7 +282,7 @@ def _check(
     if bank_grad is not None and not bank_grad.is_contiguous():
         raise InputError(f"{name}: bank_grad: expected a contiguous tensor")
     if activation not in ACTIVATIONS:
-        raise InputError(f"{name}: activation: expected identity, relu, hard_swish or silu, got {activation!r}")
+        raise InputError(f"{name}: activation: expected identity, relu, hard_swish, silu or relu6, got {activation!r}")
     devices = {t.device for t in (x, bank, scale, shift, gate, bank_grad) if t is not None}
     if len(devices) > 1:
         raise InputError(f"{name}: expected all tensors on one device, got {', '.join(sorted(map(str, devices)))}")

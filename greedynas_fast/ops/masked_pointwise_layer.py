@@ -32,7 +32,7 @@ SHORTEST_RUN = 512
 """Rows that one of them gets at least: fewer, and writing its result costs more than reading its input."""
 
 
-ACTIVATIONS = ("identity", "relu", "hard_swish", "silu")  # in the order of kernels/activation.py
+ACTIVATIONS = ("identity", "relu", "hard_swish", "silu", "relu6")  # in the order of kernels/activation.py
 
 
 class Prologue(NamedTuple):

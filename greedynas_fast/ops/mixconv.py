@@ -25,7 +25,8 @@ from .rows import autocast, backend, threads
 NormAct = tuple[torch.Tensor, torch.Tensor, str]
 _Tensor = torch.Tensor
 MAX_KERNEL = _core.MIXCONV_MAX_KERNEL
-_CODES = {"none": 0, "identity": 1, "relu": 2, "hard_swish": 3, "silu": 4}  # as blocks::MixconvActivation counts
+# As blocks::MixconvActivation counts.
+_CODES = {"none": 0, "identity": 1, "relu": 2, "hard_swish": 3, "silu": 4, "relu6": 5}
 _NO_TENSOR = (0, 0, 0, 0)
 
 
@@ -68,8 +69,8 @@ def mixconv(
         weights: one [C_g, 1, k, k] a group of consecutive channels, all float32 or all of the dtype of x.
         kernel_sizes: the k of each group: odd, up to 11.
         stride: 1 or 2.
-        norm_act: scale [C], shift [C] and `identity`, `relu`, `hard_swish` or `silu`: then act(x * scale + shift) is
-            convolved. The padding is zero after the activation.
+        norm_act: scale [C], shift [C] and `identity`, `relu`, `hard_swish`, `silu` or `relu6`: then
+            act(x * scale + shift) is convolved. The padding is zero after the activation.
         want_stats: return statistics of y too, for a batch norm.
 
     Returns:
@@ -129,7 +130,7 @@ def check(
 
 def _check_norm(x: _Tensor, scale: _Tensor, shift: _Tensor, activation: str) -> None:
     if activation not in ACTIVATIONS:
-        raise InputError(f"mixconv: activation must be identity, relu, hard_swish or silu, got {activation!r}")
+        raise InputError(f"mixconv: activation must be identity, relu, hard_swish, silu or relu6, got {activation!r}")
     for name, value in (("scale", scale), ("shift", shift)):
         if value.ndim != 1 or value.shape[0] != x.shape[1] or not value.is_floating_point():
             raise InputError(

@@ -27,7 +27,7 @@ class PooledPointwise(Laid):
         shape: [N, C_in, H, W] of x.
         weight: [C, C_in, 1, 1]; as the others float32 and contiguous, used by address.
         norm: weight [C], bias [C] and eps.
-        activation: `identity`, `relu`, `hard_swish` or `silu`.
+        activation: `identity`, `relu`, `hard_swish`, `silu` or `relu6`.
         running: what is to be updated, or nothing.
         threads: to run on.
         bf16: see `Laid`; the average is float32 in any case.

@@ -26,9 +26,9 @@ from .rows import backend, rows_of, threads
 
 __all__ = ["backend", "squeeze_excite"]
 
-_ACTIVATIONS = ("identity", "relu", "hard_swish", "silu")
+_ACTIVATIONS = ("identity", "relu", "hard_swish", "silu", "relu6")
 _GATES = ("hard_sigmoid", "sigmoid")
-PROLOGUES = {"": 0, "identity": 1, "relu": 2, "hard_swish": 3, "silu": 4}  # "": no scale, shift and activation
+PROLOGUES = {"": 0, "identity": 1, "relu": 2, "hard_swish": 3, "silu": 4, "relu6": 5}  # "": no scale, shift, activation
 
 _LAYER = (
     "Tensor reduce_weight, Tensor reduce_bias, Tensor expand_weight, Tensor expand_bias, Tensor? scale, Tensor? shift, "
@@ -66,9 +66,9 @@ def squeeze_excite(
         reduce_bias: [R].
         expand_weight: [C, R] or [C, R, 1, 1].
         expand_bias: [C].
-        activation: between the two products: `identity`, `relu`, `hard_swish` or `silu`.
+        activation: between the two products: `identity`, `relu`, `hard_swish`, `silu` or `relu6`.
         gate: `hard_sigmoid` or `sigmoid`.
-        norm_act: (scale [C], shift [C], activation `identity`, `relu`, `hard_swish` or `silu`) for
+        norm_act: (scale [C], shift [C], activation `identity`, `relu`, `hard_swish`, `silu` or `relu6`) for
             a = activation(x * scale + shift), the form of batch normalisation in evaluation.
 
     Returns:
@@ -196,6 +196,8 @@ def _backward_of_products(
         grad_hidden = aten.silu_backward(grad_hidden, hidden)
     elif activation == "hard_swish":
         grad_hidden = aten.hardswish_backward(grad_hidden, hidden)
+    elif activation == "relu6":
+        grad_hidden = aten.hardtanh_backward(grad_hidden, hidden, 0, 6)
     grads = (
         grad_hidden.t() @ means,
         grad_hidden.sum(0),

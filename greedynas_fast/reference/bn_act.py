@@ -8,11 +8,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+
+def _relu6(z: Tensor) -> Tensor:
+    """`F.relu6`, whose gradient on a CPU can have other strides than torch.compile expects."""
+    return torch.where(z >= 6, 6.0, F.relu(z))
+
+
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "identity": lambda z: z,
     "relu": F.relu,
     "hard_swish": F.hardswish,
     "silu": F.silu,
+    "relu6": _relu6,
 }
 
 

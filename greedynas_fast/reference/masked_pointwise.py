@@ -114,4 +114,6 @@ def _activation_backward(grad: Tensor, z: Tensor, activation: str) -> Tensor:
     if activation == "silu":
         s = torch.sigmoid(z)
         return grad * (s * (1 + z * (1 - s)))
+    if activation == "relu6":
+        return grad * ((z > 0) & (z < 6))
     return grad

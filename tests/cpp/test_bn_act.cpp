@@ -73,6 +73,7 @@ class Matrix {
 double activated(Activation activation, double z) {
   if (activation == Activation::relu) return std::max(z, 0.0);
   if (activation == Activation::silu) return z / (1 + std::exp(-z));
+  if (activation == Activation::relu6) return std::clamp(z, 0.0, 6.0);
   if (activation == Activation::hard_swish) return z * std::min(std::max(z + 3, 0.0), 6.0) / 6;
   return z;
 }
@@ -80,6 +81,7 @@ double activated(Activation activation, double z) {
 double slope(Activation activation, double z) {
   if (activation == Activation::relu) return z > 0 ? 1 : 0;
   if (activation == Activation::silu) return (1 + std::exp(-z) + z * std::exp(-z)) / std::pow(1 + std::exp(-z), 2);
+  if (activation == Activation::relu6) return z > 0 && z < 6 ? 1 : 0;
   if (activation == Activation::hard_swish) return z > 3 ? 1 : z > -3 ? z / 3 + 0.5 : 0;
   return 1;
 }
@@ -183,7 +185,7 @@ void test_kernels() {
     for (const std::int64_t rows : {1, 4, 23}) {
       for (const Storage storage : {Storage::float32, Storage::bf16}) {
         for (const Activation activation :
-             {Activation::identity, Activation::relu, Activation::hard_swish, Activation::silu}) {
+             {Activation::identity, Activation::relu, Activation::hard_swish, Activation::silu, Activation::relu6}) {
           for (const bool residual : {false, true}) {
             ++seed;
             const bool large = seed % 2 == 0;

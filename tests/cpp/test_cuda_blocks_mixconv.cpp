@@ -197,6 +197,7 @@ void test_every_kernel_size_and_stride() {
 
 void test_groups_in_one_call() {
   check({2, 5, 3, {{3, 5}}, 1, MixconvActivation::silu});
+  check({2, 5, 3, {{3, 5}}, 1, MixconvActivation::relu6});
   check({2, 6, 7, {{16, 3}, {40, 5}, {8, 7}}, 1, MixconvActivation::hard_swish});
   check({5, 4, 5, {{1, 3}, {17, 7}, {2, 11}, {20, 1}}, 2, MixconvActivation::identity});
   Setting many{1, 3, 3, {}, 1, MixconvActivation::relu};

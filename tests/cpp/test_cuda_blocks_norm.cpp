@@ -151,6 +151,7 @@ void test_layers() {
   for (const Setting& setting : kSettings) {
     for (const Storage storage : kStorages) {
       check_layer(storage, setting, Activation::silu, true, true);
+      check_layer(storage, setting, Activation::relu6, true, true);
       check_layer(storage, setting, Activation::hard_swish, false, true);
       check_layer(storage, setting, Activation::relu, true, true);
       check_layer(storage, setting, Activation::identity, false, false);
@@ -238,8 +239,8 @@ void test_squeeze_excite() {
     for (const std::size_t images : {1U, 2U, 7U, 37U}) {
       if (setting.rows % images != 0) continue;
       for (const Storage storage : kStorages) {
-        for (const Prologue prologue :
-             {Prologue::none, Prologue::affine, Prologue::affine_relu, Prologue::affine_hard_swish}) {
+        for (const Prologue prologue : {Prologue::none, Prologue::affine, Prologue::affine_relu,
+                                        Prologue::affine_hard_swish, Prologue::affine_relu6}) {
           check_squeeze(storage, setting, images, prologue);
         }
       }

@@ -89,6 +89,7 @@ struct Setting {
 double activate(MixconvActivation activation, double z) {
   if (activation == MixconvActivation::relu) return std::fmax(z, 0.0);
   if (activation == MixconvActivation::silu) return z / (1 + std::exp(-z));
+  if (activation == MixconvActivation::relu6) return std::fmin(std::fmax(z, 0.0), 6.0);
   if (activation == MixconvActivation::hard_swish) return z * std::fmin(std::fmax(z + 3, 0.0), 6.0) / 6;
   return z;
 }
@@ -97,6 +98,7 @@ double slope(MixconvActivation activation, double z) {
   if (activation == MixconvActivation::relu) return z > 0 ? 1 : 0;
   if (activation == MixconvActivation::silu)
     return (1 + std::exp(-z) + z * std::exp(-z)) / std::pow(1 + std::exp(-z), 2);
+  if (activation == MixconvActivation::relu6) return z > 0 && z < 6 ? 1 : 0;
   if (activation == MixconvActivation::hard_swish) return z <= -3 ? 0 : z >= 3 ? 1 : z / 3 + 0.5;
   return 1;
 }
@@ -300,11 +302,13 @@ void test_kernels_against_the_definition() {
       for (const bool bf16 : {false, true}) {
         check(*kernel, {2, 6, 9, {{9, 3}, {18, 5}, {5, 7}}, stride, bf16, MixconvActivation::hard_swish});
         check(*kernel, {2, 4, 5, {{9, 3}, {18, 5}}, stride, bf16, MixconvActivation::silu});
+        check(*kernel, {2, 4, 5, {{18, 3}, {9, 5}}, stride, bf16, MixconvActivation::relu6});
         check(*kernel, {1, 7, 4, {{17, 9}, {3, 11}, {2, 1}}, stride, bf16, MixconvActivation::none});
         check(*kernel, {3, 1, 1, {{3, 3}}, stride, bf16, MixconvActivation::relu});
         check(*kernel, {1, 3, 23, {{16, 5}}, stride, bf16, MixconvActivation::identity});
-        for (const MixconvActivation gate : {MixconvActivation::identity, MixconvActivation::relu,
-                                             MixconvActivation::hard_swish, MixconvActivation::silu}) {
+        for (const MixconvActivation gate :
+             {MixconvActivation::identity, MixconvActivation::relu, MixconvActivation::hard_swish,
+              MixconvActivation::silu, MixconvActivation::relu6}) {
           check(*kernel, {3, 5, 4, {{9, 3}, {34, 5}}, stride, bf16, MixconvActivation::relu, gate, true});
           check(*kernel, {2, 4, 3, {{5, 3}}, stride, bf16, MixconvActivation::none, gate, false});
         }

@@ -209,8 +209,13 @@ void test_gate_sums(std::int64_t images, std::int64_t pixels, int in, int out, i
     const double z = value * static_cast<double>(scale[c]) + static_cast<double>(shift[c]);
     const double s = 1.0 / (1.0 + std::exp(-z));
     const bool relu = prologue == norm::Prologue::affine_relu, silu = prologue == norm::Prologue::affine_silu;
-    const double a = relu ? std::max(z, 0.0) : silu ? z * s : z * std::clamp(z + 3.0, 0.0, 6.0) / 6.0;
+    const bool relu6 = prologue == norm::Prologue::affine_relu6;
+    const double a = relu    ? std::max(z, 0.0)
+                     : relu6 ? std::clamp(z, 0.0, 6.0)
+                     : silu  ? z * s
+                             : z * std::clamp(z + 3.0, 0.0, 6.0) / 6.0;
     const double slope = relu        ? (z > 0.0 ? 1.0 : 0.0)
+                         : relu6     ? (z > 0.0 && z < 6.0 ? 1.0 : 0.0)
                          : silu      ? s * (1.0 + z * (1.0 - s))
                          : z <= -3.0 ? 0.0
                          : z < 3.0   ? z / 3.0 + 0.5
@@ -318,8 +323,8 @@ int main() {
   test_layer(8, 49, 400, 352, false);  // weights so large that the backward pass has other blocks
   test_layer(3, 7, 6, 9, false, 3);
   test_layer(5, 90, 36, 34, true, 2);
-  for (const norm::Prologue prologue :
-       {norm::Prologue::affine_relu, norm::Prologue::affine_hard_swish, norm::Prologue::affine_silu}) {
+  for (const norm::Prologue prologue : {norm::Prologue::affine_relu, norm::Prologue::affine_hard_swish,
+                                        norm::Prologue::affine_silu, norm::Prologue::affine_relu6}) {
     test_gate_sums(1, 1, 1, 1, 1, prologue);
     test_gate_sums(40, 7, 5, 9, 1, prologue);  // many images a block
     test_gate_sums(5, 90, 24, 33, 1, prologue);

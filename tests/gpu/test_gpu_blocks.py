@@ -160,7 +160,7 @@ ROWS = [
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("size", ROWS)
-@pytest.mark.parametrize("activation", ["identity", "relu", "hard_swish", "silu"])
+@pytest.mark.parametrize("activation", ["identity", "relu", "hard_swish", "silu", "relu6"])
 @pytest.mark.parametrize("has_residual", [False, True])
 def test_bn_act(
     device: torch.device, size: tuple[int, int, int, int, int], dtype: torch.dtype, activation: str, has_residual: bool

@@ -14,7 +14,7 @@ from greedynas_fast.ops.masked_gate import masked_gates, masked_squeeze
 from greedynas_fast.ops.masked_norm_act import masked_moments, masked_norm_act, masked_scale_shift
 from greedynas_fast.ops.ragged import Ragged, ragged
 
-ACTIVATIONS = {"identity": lambda z: z, "relu": F.relu, "hard_swish": F.hardswish, "silu": F.silu}
+ACTIVATIONS = {"identity": lambda z: z, "relu": F.relu, "hard_swish": F.hardswish, "silu": F.silu, "relu6": F.relu6}
 GATES = {"sigmoid": torch.sigmoid, "hard_sigmoid": F.hardsigmoid}
 EPS = 1e-3
 
@@ -54,6 +54,7 @@ CASES = [
     Case(((1, 16, 1), (2, 16, 2), (1, 16, 1)), activation="relu"),
     Case(((2, 24, 0), (1, 9, 1), (2, 9, 1)), activation="silu", residual=False),
     Case(((2, 8, 0), (1, 8, -1)), height=1, width=20, activation="identity"),
+    Case(((2, 24, 0), (1, 9, 1)), activation="relu6"),
 ]
 VECTORS = ("moments", "scale_shift", "squeezed_scale_shift")
 

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from greedynas_fast.ops.ragged import Ragged
 
-ACTIVATIONS = {"identity": lambda z: z, "relu": F.relu, "hard_swish": F.hardswish, "silu": F.silu}
-KINKS = {"identity": (), "relu": (0.0,), "hard_swish": (-3.0, 3.0), "silu": ()}
+ACTIVATIONS = {"identity": lambda z: z, "relu": F.relu, "hard_swish": F.hardswish, "silu": F.silu, "relu6": F.relu6}
+KINKS = {"identity": (), "relu": (0.0,), "hard_swish": (-3.0, 3.0), "silu": (), "relu6": (0.0, 6.0)}
 
 
 @dataclass(frozen=True)
@@ -168,6 +168,7 @@ THREE = ((2, 5, 19, 0), (1, 7, 3, -1), (1, 5, 19, 0))
 SAMPLED = [
     Case(THREE),
     Case(THREE, norm=False, activation="silu", stats=False),
+    Case(THREE, activation="relu6"),
     Case(THREE, activation="relu", gate=False),
     Case(THREE, norm=False, activation="identity", gate=False),
     Case(THREE, norm=False, activation="identity", gate=True, stats=False),

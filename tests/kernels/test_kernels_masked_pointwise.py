@@ -74,6 +74,7 @@ def test_against_autograd(case: Case, dtype: torch.dtype) -> None:
     [
         Case(SMALL),
         Case(SMALL, norm=False, activation="silu", stats=False),
+        Case(SMALL, activation="relu6"),
         Case(SMALL, activation="relu", gate=False),
     ],
     ids=str,
@@ -267,7 +268,7 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"scale": torch.ones(8)}, "expected both scale and shift or neither"),
     ({"scale": torch.ones(9), "shift": torch.ones(9)}, r"scale: expected floating \[8\], got torch.float32 \[9\]"),
     ({"gate": torch.ones(3)}, r"gate: expected floating \[12\]"),
-    ({"activation": "gelu"}, "expected identity, relu, hard_swish or silu, got 'gelu'"),
+    ({"activation": "gelu"}, "expected identity, relu, hard_swish, silu or relu6, got 'gelu'"),
     ({"bank_grad": torch.zeros(5)}, r"bank_grad: expected torch.float32 \[64\] like bank"),
     ({"bank_grad": torch.zeros(64, 2)[:, 0]}, "bank_grad: expected a contiguous tensor"),
     ({"gate": torch.ones(12, device="meta")}, "one device, got cpu, meta"),

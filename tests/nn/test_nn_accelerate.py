@@ -26,6 +26,7 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], int]] = {
     "mobilenetv3_large_100": (lambda: timm.create_model("mobilenetv3_large_100"), 15),
     "mobilenet_v3_small": (lambda: torchvision.models.mobilenet_v3_small(), 11),
     "efficientnet_b0 of torchvision": (lambda: torchvision.models.efficientnet_b0(), 16),
+    "mobilenet_v2": (lambda: torchvision.models.mobilenet_v2(width_mult=0.5), 17),
     "mnasnet0_5": (lambda: torchvision.models.mnasnet0_5(), 16),
     "shufflenet_v2_x0_5": (lambda: torchvision.models.shufflenet_v2_x0_5(), 16),
 }

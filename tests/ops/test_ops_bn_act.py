@@ -16,7 +16,7 @@ from greedynas_fast.reference import bn_act as reference
 
 ops = importlib.import_module("greedynas_fast.ops.bn_act")  # not the function of that name
 
-ACTIVATIONS = ("identity", "relu", "hard_swish", "silu")
+ACTIVATIONS = ("identity", "relu", "hard_swish", "silu", "relu6")
 RESIDUALS = (False, True)
 # Float32 sums of some hundred values, each within a few units in the last place; bf16 has 8 bits.
 TOLERANCE = {torch.float32: 2e-5, torch.bfloat16: 2e-2}
@@ -316,7 +316,7 @@ def test_not_a_number_goes_through() -> None:
         x[0, 9, 0, 0] = torch.inf
         y = ops.bn_act(x, None, None, torch.zeros(16), torch.ones(16), training=False, activation=activation)
         assert torch.equal(y.isnan().nonzero(), torch.tensor([[1, 5, 2, 2]]))
-        assert y[0, 9, 0, 0] == torch.inf
+        assert y[0, 9, 0, 0] == (6.0 if activation == "relu6" else torch.inf)
         y = ops.bn_act(x, None, None, None, None, training=True, activation=activation)
         assert sorted(set(y.isnan().nonzero()[:, 1].tolist())) == [5, 9]
 
@@ -393,7 +393,7 @@ def test_bad_input() -> None:
         ({"running_var": None}, "expected both running_mean and running_var or neither"),
         ({"running_mean": None, "running_var": None, "training": False}, "running_mean: expected one in evaluation"),
         ({"x": torch.ones(1, 12, 1, 1)}, "expected more than one value a channel in training"),
-        ({"activation": "gelu"}, "activation: expected identity, relu, hard_swish or silu, got 'gelu'"),
+        ({"activation": "gelu"}, "activation: expected identity, relu, hard_swish, silu or relu6, got 'gelu'"),
         ({"residual": given["x"][:1]}, r"residual: expected torch.float32 \[2, 12, 5, 3\] like x, got"),
         ({"residual": given["x"].bfloat16()}, "residual: expected torch.float32"),
         ({"statistics": torch.ones(2, 12)}, r"statistics: expected \[3, 12\], got \[2, 12\]"),

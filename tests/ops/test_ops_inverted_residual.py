@@ -106,7 +106,9 @@ def check(t: Tensors, dtype: torch.dtype = torch.float32, **options: Any) -> Non
 @pytest.mark.parametrize("gated", [False, True])
 @pytest.mark.parametrize("expands", [False, True])
 def test_matches_the_reference(expands: bool, gated: bool, moments: bool) -> None:
-    for kernels, stride, activation in itertools.product(((3,), (3, 5, 7)), (1, 2), ("relu", "hard_swish", "silu")):
+    for kernels, stride, activation in itertools.product(
+        ((3,), (3, 5, 7)), (1, 2), ("relu", "hard_swish", "silu", "relu6")
+    ):
         channels = (8, 24, 8) if expands else (24, 24, 24)
         t = make(channels, kernels, expands=expands, gated=gated, moments=moments)
         check(t, stride=stride, activation=activation, residual=stride == 1)
@@ -241,7 +243,7 @@ def test_operators_of_the_block(expands: bool, gated: bool) -> None:
         ({"gamma2": torch.ones(23)}, {}, r"depthwise: expected a norm's weight \[24\], got \[23\]"),
         ({"moments3": torch.ones(2, 8)}, {}, "expected all norms to have some or none, got both"),
         ({}, {"stride": 3}, "stride must be 1 or 2, got 3"),
-        ({}, {"activation": "gelu"}, "activation: expected identity, relu, hard_swish or silu, got 'gelu'"),
+        ({}, {"activation": "gelu"}, "activation: expected identity, relu, hard_swish, silu or relu6, got 'gelu'"),
         ({}, {"stride": 2, "residual": True}, "residual: expected stride 1 and 8 channels out, got stride 2"),
         ({"x": torch.zeros(1, 8, 2, 2)}, {"stride": 2}, "expected more than one value a channel after stride 2"),
         ({"dw0": torch.ones(24, 1, 4, 4)}, {}, "kernel size 0 must be odd"),

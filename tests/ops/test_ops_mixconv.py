@@ -102,7 +102,7 @@ def test_values_and_gradients(dtype: torch.dtype, stride: int) -> None:
     shapes = ((2, 37, 9, 12), (0, 20, 5, 5), (3, 5, 1, 1), (1, 20, 13, 11), (2, 7, 2, 31))
     all_kernels = ((3,), (3, 5, 7), (9, 11), (5, 1))
     for shape, kernels, activation, stats in itertools.product(
-        shapes, all_kernels, (None, "identity", "relu", "hard_swish", "silu"), (False, True)
+        shapes, all_kernels, (None, "identity", "relu", "hard_swish", "silu", "relu6"), (False, True)
     ):
         Case(shape, kernels, dtype, stride, activation, stats).check()
 

@@ -124,7 +124,7 @@ def check(given: dict[str, Tensor], prologue: str, gated: bool, norm: str, added
 def test_matches_autograd(shape: tuple[tuple[int, int, int], int, int]) -> None:
     given = make(shape)
     for prologue, gated, norm in itertools.product(
-        ("", "identity", "relu", "hard_swish", "silu"), (False, True), ("none", "batch", "constant", "scaled")
+        ("", "identity", "relu", "hard_swish", "silu", "relu6"), (False, True), ("none", "batch", "constant", "scaled")
     ):
         check(given, prologue, gated, norm, added=(not prologue or gated) and norm != "none")
 

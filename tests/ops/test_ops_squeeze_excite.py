@@ -20,6 +20,7 @@ ops = importlib.import_module("greedynas_fast.ops.squeeze_excite")  # not the fu
 # Float32 sums of some hundred values; bf16 has 8 bits.
 TOLERANCE = {torch.float32: 2e-5, torch.bfloat16: 2e-2}
 SHAPES = ((2, 1, 3, 3), (2, 3, 5, 2), (3, 6, 4, 1), (2, 8, 7, 7), (1, 20, 9, 5), (5, 50, 1, 1), (2, 600, 13, 11))
+ACTIVATIONS = ("identity", "relu", "hard_swish", "silu", "relu6")
 NAMES = ("x", "reduce_weight", "reduce_bias", "expand_weight", "expand_bias")
 
 
@@ -89,9 +90,7 @@ def compare(actual: dict[str, Any], expected: dict[str, Any], dtype: torch.dtype
 @pytest.mark.usefixtures("level")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_matches_the_reference(dtype: torch.dtype) -> None:
-    cases = itertools.product(
-        SHAPES, ("identity", "relu", "hard_swish", "silu"), (None, "identity", "relu", "hard_swish", "silu")
-    )
+    cases = itertools.product(SHAPES, ACTIVATIONS, (None, *ACTIVATIONS))
     for seed, (shape, activation, prologue) in enumerate(cases):
         given = inputs(shape, dtype, seed, convolutions=seed % 2 == 0)
         options = {"activation": activation, "gate": ("hard_sigmoid", "sigmoid")[seed % 3 == 0]}
@@ -229,7 +228,7 @@ def test_bad_input() -> None:
         ({"expand_bias": torch.ones(4)}, r"expand_bias: expected \[12\], got \[4\]"),
         ({"norm_act": (torch.ones(3), torch.ones(12), "relu")}, r"norm_act scale: expected \[12\], got \[3\]"),
         ({"norm_act": (torch.ones(12), torch.ones(12), "gelu")}, "norm_act activation: expected one of identity, relu"),
-        ({"activation": "gelu"}, "activation: expected one of identity, relu, hard_swish, silu, got 'gelu'"),
+        ({"activation": "gelu"}, "activation: expected one of identity, relu, hard_swish, silu, relu6, got 'gelu'"),
         ({"gate": "tanh"}, "gate: expected one of hard_sigmoid, sigmoid, got 'tanh'"),
     ]
     for change, message in cases:

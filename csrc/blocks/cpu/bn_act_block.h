@@ -278,6 +278,8 @@ struct ByLayer {
           return by_residual<Activation::hard_swish>(shape, layer->residual, arguments...);
         case Activation::silu:
           return by_residual<Activation::silu>(shape, layer->residual, arguments...);
+        case Activation::relu6:
+          return by_residual<Activation::relu6>(shape, layer->residual, arguments...);
       }
     }
   };

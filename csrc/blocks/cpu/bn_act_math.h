@@ -16,6 +16,8 @@ GREEDYNAS_VEC_INLINE V activated(V z) {
     return z * V::set(1.0F / 6.0F) * min(V::set(6.0F), max(V::set(0.0F), z + V::set(3.0F)));
   } else if constexpr (kActivation == Activation::silu) {
     return blocks::silu(z);
+  } else if constexpr (kActivation == Activation::relu6) {
+    return min(V::set(6.0F), max(V::set(0.0F), z));
   } else {
     return z;
   }
@@ -31,6 +33,9 @@ GREEDYNAS_VEC_INLINE V through_activation(V grad, V z) {
     return grad * where_greater(V::set(3.0F), z, inside, V::set(1.0F));
   } else if constexpr (kActivation == Activation::silu) {
     return grad * blocks::silu_slope(z);
+  } else if constexpr (kActivation == Activation::relu6) {
+    const V below = where_greater(V::set(6.0F), z, grad, V::set(0.0F));
+    return where_greater(z, V::set(0.0F), below, V::set(0.0F));
   } else {
     return grad;
   }

@@ -24,6 +24,8 @@ float activated(Activation activation, float z) {
       return z * std::clamp(z + 3.0F, 0.0F, 6.0F) / 6.0F;
     case Activation::silu:
       return z * sigmoid(z);
+    case Activation::relu6:
+      return std::clamp(z, 0.0F, 6.0F);
     case Activation::identity:
       break;
   }
@@ -40,6 +42,8 @@ float slope(Activation activation, float z) {
       const float s = sigmoid(z);
       return s * (1.0F + z * (1.0F - s));
     }
+    case Activation::relu6:
+      return z > 0.0F && z < 6.0F ? 1.0F : 0.0F;
     case Activation::identity:
       break;
   }

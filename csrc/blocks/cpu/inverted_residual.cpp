@@ -20,7 +20,7 @@ constexpr MixconvActivation mixconv_activation(norm::Activation activation) {
   return static_cast<MixconvActivation>(static_cast<int>(activation) + 1);
 }
 static_assert(mixconv_activation(norm::Activation::identity) == MixconvActivation::identity &&
-              mixconv_activation(norm::Activation::silu) == MixconvActivation::silu);
+              mixconv_activation(norm::Activation::relu6) == MixconvActivation::relu6);
 
 MixconvTensor image_tensor(const void* data, std::int64_t height, std::int64_t width, std::int64_t pixel) {
   return {const_cast<void*>(data), height * width * pixel, width * pixel, pixel};

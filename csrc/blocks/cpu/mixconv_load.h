@@ -75,6 +75,7 @@ GREEDYNAS_VEC_INLINE V activate(V value, V scale, V shift) {
     return z * gate * V::set(1.0F / 6.0F);
   }
   if constexpr (kActivation == MixconvActivation::silu) return silu(z);
+  if constexpr (kActivation == MixconvActivation::relu6) return min(V::set(6.0F), max(V::set(0.0F), z));
   return z;
 }
 
@@ -87,6 +88,9 @@ GREEDYNAS_VEC_INLINE V activation_slope(V z) {
     return where_greater(z, V::set(-3.0F), where_greater(V::set(3.0F), z, middle, one), zero);
   }
   if constexpr (kActivation == MixconvActivation::silu) return silu_slope(z);
+  if constexpr (kActivation == MixconvActivation::relu6) {
+    return where_greater(z, zero, where_greater(V::set(6.0F), z, one, zero), zero);
+  }
   return one;
 }
 
@@ -396,6 +400,8 @@ GREEDYNAS_VEC_INLINE void with_activation(MixconvActivation activation, const Bo
       return body(MixconvActivationIs<MixconvActivation::hard_swish>());
     case MixconvActivation::silu:
       return body(MixconvActivationIs<MixconvActivation::silu>());
+    case MixconvActivation::relu6:
+      return body(MixconvActivationIs<MixconvActivation::relu6>());
     case MixconvActivation::none:
       return body(MixconvActivationIs<MixconvActivation::none>());
   }

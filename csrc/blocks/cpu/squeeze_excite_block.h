@@ -12,6 +12,7 @@ constexpr Activation activation_of(Prologue prologue) {
   return prologue == Prologue::affine_relu         ? Activation::relu
          : prologue == Prologue::affine_hard_swish ? Activation::hard_swish
          : prologue == Prologue::affine_silu       ? Activation::silu
+         : prologue == Prologue::affine_relu6      ? Activation::relu6
                                                    : Activation::identity;
 }
 
@@ -346,6 +347,8 @@ struct ByPrologue {
           return Chosen::template run_layer<Prologue::affine_hard_swish>(part, *layer, arguments...);
         case Prologue::affine_silu:
           return Chosen::template run_layer<Prologue::affine_silu>(part, *layer, arguments...);
+        case Prologue::affine_relu6:
+          return Chosen::template run_layer<Prologue::affine_relu6>(part, *layer, arguments...);
       }
     }
   };

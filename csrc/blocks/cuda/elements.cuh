@@ -169,6 +169,7 @@ __device__ __forceinline__ float activated(Activation activation, float z) {
   if (activation == Activation::relu) return z < 0.0F ? 0.0F : z;
   if (activation == Activation::hard_swish) return z * (1.0F / 6.0F) * fminf(6.0F, fmaxf(0.0F, z + 3.0F));
   if (activation == Activation::silu) return z / (1.0F + expf(-z));
+  if (activation == Activation::relu6) return z < 0.0F ? 0.0F : z > 6.0F ? 6.0F : z;
   return z;
 }
 
@@ -183,6 +184,7 @@ __device__ __forceinline__ float through_activation(Activation activation, float
     const float s = 1.0F / (1.0F + expf(-z));
     return grad * fmaf(z * s, 1.0F - s, s);
   }
+  if (activation == Activation::relu6) return z > 0.0F && z < 6.0F ? grad : 0.0F;
   return grad;
 }
 

@@ -202,6 +202,7 @@ Launch make_launch(const Mixconv& call, bool forward, const std::vector<MixconvT
   if (call.activation == MixconvActivation::relu) plan.activation = Activation::relu;
   if (call.activation == MixconvActivation::hard_swish) plan.activation = Activation::hard_swish;
   if (call.activation == MixconvActivation::silu) plan.activation = Activation::silu;
+  if (call.activation == MixconvActivation::relu6) plan.activation = Activation::relu6;
   plan.scale = call.scale;
   plan.shift = call.shift;
   const std::size_t end = std::min(call.groups.size(), begin + kMaxGroups);

@@ -22,6 +22,8 @@ Before before(const SqueezeExcite& layer) {
       return {Activation::hard_swish, layer.scale, layer.shift};
     case Prologue::affine_silu:
       return {Activation::silu, layer.scale, layer.shift};
+    case Prologue::affine_relu6:
+      return {Activation::relu6, layer.scale, layer.shift};
   }
   return {};
 }

@@ -70,7 +70,7 @@ class FusedMobileNetV2Block(Fusable, MobileNetV2Block):  # type: ignore[misc]
 
     def forward(self, x: Tensor) -> Tensor:
         """What torchvision's block does."""
-        y = run_inverted_residual(self, _layers_of_v2, x)
+        y = run_inverted_residual(self, _layers_without_gate, x)
         return super().forward(x) if y is None else y
 
 
@@ -79,7 +79,7 @@ class FusedMnasBlock(Fusable, MnasBlock):  # type: ignore[misc]
 
     def forward(self, x: Tensor) -> Tensor:
         """What torchvision's block does."""
-        y = run_inverted_residual(self, _layers_of_mnas, x)
+        y = run_inverted_residual(self, _layers_without_gate, x)
         return super().forward(x) if y is None else y
 
 
@@ -88,28 +88,22 @@ def _layers_before_depth(block: Any) -> BlockLayers:
     return _layers_of(block)._replace(residual=False)
 
 
-def _layers_of_v2(block: Any) -> BlockLayers:
-    """Of a block that `_runs_v2` accepts."""
-    *expand, depthwise, project, norm3 = block.conv
-    return BlockLayers(
-        (expand[0][0], expand[0][1]) if expand else None,
-        ([depthwise[0]], depthwise[1]),
-        (project, norm3),
-        gate=None,
-        activation=depthwise[2],
-        residual=block.use_res_connect,
-    )
+def _layers_in_turn(block: Any) -> list[nn.Module]:
+    """Of a block of MobileNetV2, where some are grouped, or of MNASNet."""
+    parts = block.conv if isinstance(block, MobileNetV2Block) else block.layers
+    return [layer for part in parts for layer in (list(part.children()) or [part])]
 
 
-def _layers_of_mnas(block: Any) -> BlockLayers:
-    expand, norm1, activation, depthwise, norm2, _, project, norm3 = block.layers
+def _layers_without_gate(block: Any) -> BlockLayers:
+    """Of a block that `_runs_without_gate` accepts."""
+    *expand, depthwise, norm2, activation, project, norm3 = cast("list[Any]", _layers_in_turn(block))
     return BlockLayers(
-        (expand, norm1),
+        (expand[0], expand[1]) if expand else None,
         ([depthwise], norm2),
         (project, norm3),
         gate=None,
         activation=activation,
-        residual=block.apply_residual,
+        residual=block.use_res_connect if isinstance(block, MobileNetV2Block) else block.apply_residual,
     )
 
 
@@ -181,17 +175,9 @@ def _parts(block: InvertedResidual | MBConv) -> tuple[Any, Any, SqueezeExcitatio
     return (expand, depthwise, gate, project) if runs else None
 
 
-def _runs_v2(block: Any) -> bool:
-    parts = [list(part.children()) or [part] for part in block.conv]
-    return len(parts) in (3, 4) and _runs_in_one([layer for part in parts for layer in part])
-
-
-def _runs_mnas(block: Any) -> bool:
-    return _runs_in_one(list(block.layers))
-
-
-def _runs_in_one(layers: list[nn.Module]) -> bool:
-    """Whether these are [1x1 convolution, norm, activation], depthwise convolution, norm, activation, 1x1, norm."""
+def _runs_without_gate(block: Any) -> bool:
+    """Whether it is [1x1 convolution, norm, activation], depthwise convolution, norm, activation, 1x1, norm."""
+    layers = _layers_in_turn(block)
     if len(layers) not in (5, 8):
         return False
     *expand, depthwise, norm2, act, project, norm3 = layers
@@ -210,7 +196,7 @@ SWAPS: list[Swap] = [
     (SqueezeExcitation, FusedSqueezeExcitation, _runs_gate),
     (InvertedResidual, FusedInvertedResidual, lambda block: _parts(block) is not None),
     (MBConv, AcceleratedMBConv, lambda block: _parts(block) is not None),
-    (MobileNetV2Block, FusedMobileNetV2Block, _runs_v2),
-    (MnasBlock, FusedMnasBlock, _runs_mnas),
+    (MobileNetV2Block, FusedMobileNetV2Block, _runs_without_gate),
+    (MnasBlock, FusedMnasBlock, _runs_without_gate),
     (ShuffleUnit, FusedShuffleUnit, lambda block: True),
 ]

@@ -8,6 +8,7 @@
 #include <utility>
 
 #include "blocks/bn_act.h"
+#include "blocks/mixconv.h"
 
 namespace greedynas::bindings {
 
@@ -22,6 +23,10 @@ T* at(Address address) {
 using Place = std::pair<Address, std::int64_t>;
 
 inline norm::Storage storage_of(bool bf16) { return bf16 ? norm::Storage::bf16 : norm::Storage::float32; }
+
+inline blocks::MixconvPadding padding_of(bool same_upper) {
+  return same_upper ? blocks::MixconvPadding::same_upper : blocks::MixconvPadding::symmetric;
+}
 
 // Calls that leave Python to other threads.
 using Released = pybind11::call_guard<pybind11::gil_scoped_release>;

@@ -31,8 +31,8 @@ blocks::MixconvStorage storage_of(bool bf16) {
 
 // A group is (channels, kernel size, address of its weight); activation counts as blocks::MixconvActivation does.
 MixconvCall make_call(bool bf16, bool weight_bf16, const std::array<std::int64_t, 3>& batch_height_width, int stride,
-                      const std::vector<std::tuple<std::int64_t, int, Address>>& groups, const Tensor& x,
-                      int activation, Address scale, Address shift) {
+                      bool same_upper, const std::vector<std::tuple<std::int64_t, int, Address>>& groups,
+                      const Tensor& x, int activation, Address scale, Address shift) {
   const auto [batch, height, width] = batch_height_width;
   MixconvCall call{storage_of(bf16), storage_of(weight_bf16), batch, height, width, stride, {}, tensor_of(x)};
   for (const auto& [channels, kernel, weight] : groups) {
@@ -41,6 +41,7 @@ MixconvCall make_call(bool bf16, bool weight_bf16, const std::array<std::int64_t
   call.activation = static_cast<blocks::MixconvActivation>(activation);
   call.scale = at<const float>(scale);
   call.shift = at<const float>(shift);
+  call.padding = padding_of(same_upper);
   return call;
 }
 
@@ -67,8 +68,8 @@ void bind_blocks(py::module_& m) {
   m.attr("MIXCONV_MAX_KERNEL") = blocks::kMixconvMaxKernel;
   py::class_<MixconvCall>(m, "MixconvCall", py::module_local())
       .def(py::init(&make_call), py::arg("bf16"), py::arg("weight_bf16"), py::arg("batch_height_width"),
-           py::arg("stride"), py::arg("groups"), py::arg("x"), py::arg("activation"), py::arg("scale"),
-           py::arg("shift"))
+           py::arg("stride"), py::arg("same_upper"), py::arg("groups"), py::arg("x"), py::arg("activation"),
+           py::arg("scale"), py::arg("shift"))
       .def(
           "forward",
           [](const MixconvCall& call, const Tensor& y, Address stats, int threads) {

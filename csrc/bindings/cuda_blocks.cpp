@@ -32,8 +32,8 @@ blocks::MixconvTensor tensor_of(const Tensor& tensor) {
 
 // A group is (channels, kernel size, address of its weight); activation counts as blocks::MixconvActivation does.
 Mixconv make_mixconv(int storage, int weight_storage, const std::array<std::int64_t, 3>& batch_height_width, int stride,
-                     const std::vector<std::tuple<std::int64_t, int, Address>>& groups, const Tensor& x, int activation,
-                     Address scale, Address shift) {
+                     bool same_upper, const std::vector<std::tuple<std::int64_t, int, Address>>& groups,
+                     const Tensor& x, int activation, Address scale, Address shift) {
   const auto [batch, height, width] = batch_height_width;
   Mixconv call{static_cast<Storage>(storage),
                static_cast<Storage>(weight_storage),
@@ -49,6 +49,7 @@ Mixconv make_mixconv(int storage, int weight_storage, const std::array<std::int6
   call.activation = static_cast<blocks::MixconvActivation>(activation);
   call.scale = at<const float>(scale);
   call.shift = at<const float>(shift);
+  call.padding = padding_of(same_upper);
   return call;
 }
 
@@ -68,8 +69,8 @@ void mixconv_backward(Mixconv& call, int device, Address stream, const Tensor& g
 void bind_mixconv(py::module_& m) {
   py::class_<Mixconv>(m, "CudaMixconv", py::module_local())
       .def(py::init(&make_mixconv), py::arg("storage"), py::arg("weight_storage"), py::arg("batch_height_width"),
-           py::arg("stride"), py::arg("groups"), py::arg("x"), py::arg("activation"), py::arg("scale"),
-           py::arg("shift"))
+           py::arg("stride"), py::arg("same_upper"), py::arg("groups"), py::arg("x"), py::arg("activation"),
+           py::arg("scale"), py::arg("shift"))
       .def("workspace_bytes", &blocks::cuda::mixconv_workspace_bytes)
       .def(
           "forward",

@@ -58,11 +58,11 @@ using Norm = std::tuple<Address, Address, double>;
 // expand, project: addresses of the weight, see Weight; none: no such layer. sizes: batch, height and width of x,
 // channels of x, in the middle and of y, stride. depthwise: (channels, kernel size, address of the weight) a group.
 // gate: addresses of the four parameters. codes: activation of the block and of the gate, as BnAct's. flags: residual,
-// batch statistics, sigmoid gate, no z1 in memory without and with a backward pass, bf16.
+// batch statistics, sigmoid gate, no z1 in memory without and with a backward pass, bf16, padding same_upper.
 LaidBlock make_block(const std::array<std::int64_t, 7>& sizes, std::vector<Address> expand,
                      std::vector<Address> project, const std::vector<std::tuple<std::int64_t, int, Address>>& depthwise,
                      const std::array<Norm, 3>& norms, const std::array<Address, 4>& gate, int gate_width,
-                     std::array<int, 2> codes, std::array<bool, 6> flags, std::array<int, 2> groups, int threads) {
+                     std::array<int, 2> codes, std::array<bool, 7> flags, std::array<int, 2> groups, int threads) {
   const auto parameter = [](Address address) { return at<const float>(address); };
   InvertedResidual block{};
   block.storage = storage_of(flags[5]);
@@ -73,6 +73,7 @@ LaidBlock make_block(const std::array<std::int64_t, 7>& sizes, std::vector<Addre
   block.middle = static_cast<int>(sizes[4]);
   block.out = static_cast<int>(sizes[5]);
   block.stride = static_cast<int>(sizes[6]);
+  block.padding = padding_of(flags[6]);
   block.activation = static_cast<norm::Activation>(codes[0]);
   block.residual = flags[0];
   block.batch_statistics = flags[1];

@@ -34,6 +34,7 @@ struct InvertedResidual {
   norm::Storage storage;              // of x, z1, z2, z3, y and the gradients of x and y
   std::int64_t batch, height, width;  // of x
   int in, middle, out, stride;
+  MixconvPadding padding;  // of the depthwise convolution
   norm::Activation activation;
   bool residual;
   bool batch_statistics;  // else moments are given, and constants

@@ -4,8 +4,8 @@
 //   y[n, i, j, c] = sum over u, v of weight[c, u, v] * a[n, i * stride + u - k / 2, j * stride + v - k / 2, c]
 //
 // with k the odd kernel size of the group of c, and zeros where an index of a is outside of the image: the padding is
-// applied after the activation. Tensors are channels-last; x, y and their gradients are float32 or bf16, sums float32.
-// Results do not depend on the number of threads.
+// applied after the activation. Other paddings shift the windows, see MixconvPadding. Tensors are channels-last; x, y
+// and their gradients are float32 or bf16, sums float32. Results do not depend on the number of threads.
 #pragma once
 
 #include <cstddef>
@@ -19,6 +19,15 @@ enum class MixconvStorage { float32, bf16 };
 enum class MixconvActivation { none, identity, relu, hard_swish, silu, relu6 };
 
 inline constexpr int kMixconvMaxKernel = 11;
+
+// same_upper (so called by ONNX; SAME of TensorFlow) has as few zeros as out_height and out_width need, and the odd one
+// at the end: at stride 2, along an even size, windows of more than one pixel begin a pixel later than above.
+enum class MixconvPadding { symmetric, same_upper };
+
+// Pixels by which windows begin later along a dimension of this size, unless the kernel size is 1.
+inline int mixconv_late(MixconvPadding padding, int stride, std::int64_t size) {
+  return padding == MixconvPadding::same_upper && stride == 2 && size % 2 == 0 ? 1 : 0;
+}
 
 // A tensor [N, H, W, C] whose channels are consecutive; the other strides are in elements.
 struct MixconvTensor {
@@ -46,6 +55,7 @@ struct MixconvCall {
   MixconvActivation activation = MixconvActivation::none;
   const float* scale = nullptr;  // [C], as shift; unless activation is none
   const float* shift = nullptr;
+  MixconvPadding padding = MixconvPadding::symmetric;
 
   std::int64_t channels() const {
     std::int64_t sum = 0;

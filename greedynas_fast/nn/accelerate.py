@@ -19,8 +19,9 @@ def accelerate(model: nn.Module, *, dry_run: bool = False) -> list[str]:
     """Make layers of a model run as fused operations, in place.
 
     Swapped are depthwise convolutions, with or without a bias; of timm `InvertedResidual`, `DepthwiseSeparableConv`,
-    `MixedConv2d`, `SqueezeExcite` and `BatchNormAct2d`; of torchvision the inverted residuals of MobileNetV2,
-    MobileNetV3, EfficientNet and MNASNet, `SqueezeExcitation`, `Conv2dNormActivation` and ShuffleNetV2's unit.
+    `MixedConv2d`, `Conv2dSame` where it is depthwise, `SqueezeExcite` and `BatchNormAct2d`; of torchvision the
+    inverted residuals of MobileNetV2, MobileNetV3, EfficientNet and MNASNet, `SqueezeExcitation`,
+    `Conv2dNormActivation` and ShuffleNetV2's unit.
     Activations: ReLU, ReLU6, hard-swish, SiLU. The model is best in channels-last memory:
     `model.to(memory_format=torch.channels_last)`.
 

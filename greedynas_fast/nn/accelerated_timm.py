@@ -5,16 +5,27 @@ from __future__ import annotations
 from typing import Any, cast
 
 import torch
-from timm.layers import BatchNormAct2d, DropPath, MixedConv2d
+from timm.layers import BatchNormAct2d, Conv2dSame, DropPath, MixedConv2d
 from timm.models._efficientnet_blocks import DepthwiseSeparableConv, InvertedResidual, SqueezeExcite
 from torch import Tensor, nn
 
-from greedynas_fast.nn.accelerated_torch import Swap, depthwise_groups, is_pointwise
-from greedynas_fast.nn.backend import Fusable, activation_name, name_of
+from greedynas_fast.nn.accelerated_torch import (
+    DepthwiseConv2d,
+    Swap,
+    depthwise_groups,
+    is_pointwise,
+    runs_depthwise,
+)
+from greedynas_fast.nn.backend import SAME_UPPER, Fusable, activation_name, name_of, run_depthwise
 from greedynas_fast.nn.fused_norm import run_norm_act
 from greedynas_fast.nn.fused_residual import BlockLayers, GateLayers, run_inverted_residual
-from greedynas_fast.ops.mixconv import mixconv
 from greedynas_fast.ops.squeeze_excite import squeeze_excite
+
+SAME_UPPER.append(Conv2dSame)
+
+
+class DepthwiseConv2dSame(DepthwiseConv2d, Conv2dSame):  # type: ignore[misc]
+    """A depthwise convolution padded as TensorFlow does, with or without a bias."""
 
 
 class FusedMixedConv2d(Fusable, MixedConv2d):  # type: ignore[misc]
@@ -23,9 +34,7 @@ class FusedMixedConv2d(Fusable, MixedConv2d):  # type: ignore[misc]
     def forward(self, x: Tensor) -> Tensor:
         """What timm's layer does."""
         if self.fuses(x):
-            convs = cast("list[nn.Conv2d]", list(self.children()))
-            kernels = [conv.kernel_size[0] for conv in convs]
-            return mixconv(x, [conv.weight for conv in convs], kernels, convs[0].stride[0])
+            return run_depthwise(cast("list[nn.Conv2d]", list(self.children())), x)
         y: Tensor = super().forward(x)
         return y
 
@@ -167,6 +176,7 @@ def _runs_block(block: Any) -> bool:
 
 
 SWAPS: list[Swap] = [
+    (Conv2dSame, DepthwiseConv2dSame, runs_depthwise),
     (MixedConv2d, FusedMixedConv2d, lambda layer: depthwise_groups(layer) is not None),
     (BatchNormAct2d, FusedBatchNormAct2d, _runs_norm),
     (SqueezeExcite, FusedSqueezeExcite, _runs_gate),

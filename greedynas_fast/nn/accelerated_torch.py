@@ -7,8 +7,7 @@ from typing import Any, cast
 
 from torch import Tensor, nn
 
-from greedynas_fast.nn.backend import Fusable, has_operation, is_mixconv
-from greedynas_fast.ops.mixconv import mixconv
+from greedynas_fast.nn.backend import Fusable, has_operation, is_mixconv, padding_of, run_depthwise
 
 # The class to replace, the class that replaces it, and whether that can run a given layer.
 Swap = tuple[type[nn.Module], type[nn.Module], Callable[[Any], bool]]
@@ -21,7 +20,7 @@ class DepthwiseConv2d(Fusable, nn.Conv2d):
         """What `nn.Conv2d` does."""
         if not self.fuses(x):
             return super().forward(x)
-        y = mixconv(x, [self.weight], [self.kernel_size[0]], self.stride[0])
+        y = run_depthwise([self], x)
         return y if self.bias is None else y.add_(self.bias[:, None, None])
 
     def _stands_for(self, layer: nn.Module) -> bool:
@@ -48,7 +47,8 @@ def depthwise_groups(conv: nn.Module) -> list[nn.Conv2d] | None:
     parts = [conv] if isinstance(conv, nn.Conv2d) else list(conv.children())
     if not parts or not all(is_depthwise(part) for part in parts):
         return None
-    return cast("list[nn.Conv2d]", parts)
+    convs = cast("list[nn.Conv2d]", parts)
+    return convs if len({padding_of(conv) for conv in convs}) == 1 else None
 
 
 SWAPS: list[Swap] = [(nn.Conv2d, DepthwiseConv2d, runs_depthwise)]

@@ -39,6 +39,9 @@ _OF_CONVOLUTION = (
 )
 _OF_NORM = ("affine", "add_up")
 
+# Classes of convolutions that are padded as `same_upper` of `mixconv` says, whatever their `padding`.
+SAME_UPPER: list[type[nn.Conv2d]] = []
+
 _REMEMBERED = 4  # sets of layers a block: none asks about more, unless its layers are replaced
 
 
@@ -287,10 +290,21 @@ def run_layers(layers: Iterable[nn.Module], x: Tensor) -> Tensor:
             act = rest.pop(0) if rest and activation_name(rest[0]) is not None else nn.Identity()
             x = norm_act(layer, act, x)
         elif isinstance(layer, nn.Conv2d) and layer.groups > 1:
-            x = mixconv(x, [layer.weight], [layer.kernel_size[0]], layer.stride[0])
+            x = run_depthwise([layer], x)
         else:
             x = layer(x)
     return x
+
+
+def run_depthwise(convs: Sequence[nn.Conv2d], x: Tensor) -> Tensor:
+    """The depthwise convolutions of groups of channels as one `mixconv`, without their biases.
+
+    Args:
+        convs: of one stride and padding, which `is_mixconv` accepts.
+        x: [N, C, H, W].
+    """
+    weights, kernels = [conv.weight for conv in convs], [conv.kernel_size[0] for conv in convs]
+    return mixconv(x, weights, kernels, convs[0].stride[0], padding=padding_of(convs[0]))
 
 
 def has_operation(layer: nn.Module) -> bool:
@@ -303,14 +317,14 @@ def has_operation(layer: nn.Module) -> bool:
     if not isinstance(layer, nn.Conv2d):
         return True
     if layer.groups == 1:
-        return _keeps_size(layer) and layer.kernel_size == (1, 1) and layer.stride == (1, 1)
+        return is_padded(layer) and layer.kernel_size == (1, 1) and layer.stride == (1, 1)
     return is_mixconv(layer) and layer.bias is None
 
 
 def is_mixconv(layer: nn.Conv2d) -> bool:
     """Whether, but for a bias, this is the `mixconv` of one group."""
     return (
-        _keeps_size(layer)
+        is_padded(layer)
         and layer.groups == layer.in_channels == layer.out_channels
         and layer.kernel_size[0] <= MAX_KERNEL
         and layer.stride in ((1, 1), (2, 2))
@@ -320,15 +334,20 @@ def is_mixconv(layer: nn.Conv2d) -> bool:
 def is_plain_convolution(layer: nn.Conv2d) -> bool:
     """Whether this is `primitives.conv2d`: all channels of its input in each of its output, no bias."""
     alone = type(layer) is nn.Conv2d and layer.groups == 1 and layer.bias is None
-    return alone and _keeps_size(layer) and layer.stride[0] == layer.stride[1]
+    return alone and is_padded(layer) and layer.stride[0] == layer.stride[1]
 
 
-def _keeps_size(layer: nn.Conv2d) -> bool:
-    """Whether an odd square kernel is padded so that, without a stride, outputs are as large as inputs."""
+def is_padded(layer: nn.Conv2d) -> bool:
+    """Whether an odd square kernel is padded as `padding_of` says."""
     kernel = layer.kernel_size[0]
     square = layer.kernel_size == (kernel, kernel) and kernel % 2 == 1
-    padded = layer.padding in ((kernel // 2, kernel // 2), "same") and layer.padding_mode == "zeros"
-    return square and padded and layer.dilation == (1, 1)
+    symmetric = layer.padding in ((kernel // 2, kernel // 2), "same") and layer.padding_mode == "zeros"
+    return square and (symmetric or padding_of(layer) == "same_upper") and layer.dilation == (1, 1)
+
+
+def padding_of(layer: nn.Conv2d) -> str:
+    """The name that `mixconv` has for the padding of a convolution that `is_padded` accepts."""
+    return "same_upper" if isinstance(layer, tuple(SAME_UPPER)) else "symmetric"
 
 
 def _count_batch(norm: nn.BatchNorm2d) -> float:

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple, cast
 
 from torch import Tensor, nn
 
-from greedynas_fast.nn.backend import Fusable, name_of, num_values, running_moments, update_running
+from greedynas_fast.nn.backend import Fusable, name_of, num_values, padding_of, running_moments, update_running
 from greedynas_fast.nn.prepared import Prepared, Slot, slots_of
 from greedynas_fast.ops import direct
 from greedynas_fast.ops.inverted_residual import Gate, Norm, check, inverted_residual
@@ -53,7 +53,7 @@ class BlockLayers(NamedTuple):
 
     Attributes:
         expand: 1x1 convolution [E, C_in / G, 1, 1] and norm, or None.
-        depthwise: convolutions, one a group of channels, and norm.
+        depthwise: convolutions of one stride and padding, one a group of channels, and norm.
         project: 1x1 convolution [C_out, E / G, 1, 1] and norm.
         gate: before the projection.
         activation: after the first two norms; one that `activation_name` knows.
@@ -103,6 +103,7 @@ def _by_operation(layers: BlockLayers, x: Tensor) -> Tensor:
         (layers.weight_of(project[0]), _norm(project[1])),
         None if layers.gate is None else layers.gate.parameters(),
         stride=depthwise[0][0].stride[0],
+        padding=padding_of(depthwise[0][0]),
         activation=name_of(layers.activation),
         residual=layers.residual,
     )
@@ -152,6 +153,7 @@ class _Prepared(Prepared):
         first, second, third = (0.0, *(norm.eps for norm in self._norms))[-3:]
         options = Options(
             layers.depthwise[0][0].stride[0],
+            padding_of(layers.depthwise[0][0]),
             name_of(layers.activation),
             layers.residual,
             (first, second, third),
@@ -169,6 +171,7 @@ class _Prepared(Prepared):
             (weights, convolution(3, 3)[1]),
             convolution(5, 6),
             options.stride,
+            options.padding,
             options.activation,
             options.residual,
         )

@@ -8,11 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from greedynas_fast.errors import InputError
-from greedynas_fast.nn.backend import Fusable
+from greedynas_fast.nn.backend import Fusable, run_depthwise
 from greedynas_fast.nn.fused_residual import BlockLayers, run_inverted_residual
 from greedynas_fast.nn.primitives import activation, conv2d, depthwise
 from greedynas_fast.nn.squeeze_excite import SqueezeExcite
-from greedynas_fast.ops.mixconv import mixconv
 from greedynas_fast.spaces.specs import InvertedResidualSpec, mix_split
 
 
@@ -42,8 +41,7 @@ class MixedConv(Fusable, nn.ModuleList):
         """[N, C, H, W] -> [N, C, ceil(H / stride), ceil(W / stride)]."""
         convs = cast("list[nn.Conv2d]", list(self))
         if self.fuses(x):
-            kernels = [conv.kernel_size[0] for conv in convs]
-            return mixconv(x, [conv.weight for conv in convs], kernels, convs[0].stride[0])
+            return run_depthwise(convs, x)
         parts = torch.split(x, self.split, dim=1)
         return torch.cat([conv(part) for conv, part in zip(self, parts, strict=True)], dim=1)
 

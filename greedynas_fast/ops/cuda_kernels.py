@@ -65,6 +65,7 @@ def _mixconv_call(
     weights: Sequence[Tensor],
     kernel_sizes: Sequence[int],
     stride: int,
+    padding: str,
     activation: str,
     scale: Tensor | None,
     shift: Tensor | None,
@@ -75,6 +76,7 @@ def _mixconv_call(
         _storage(weights[0]),
         (x.shape[0], x.shape[2], x.shape[3]),
         stride,
+        padding == "same_upper",
         [(weight.shape[0], kernel, weight.data_ptr()) for weight, kernel in zip(weights, kernel_sizes, strict=True)],
         _place(x),
         mixconv_CODES[activation],
@@ -88,6 +90,7 @@ def _mixconv(
     weights: Sequence[Tensor],
     kernel_sizes: Sequence[int],
     stride: int,
+    padding: str,
     scale: Tensor | None,
     shift: Tensor | None,
     activation: str,
@@ -96,7 +99,7 @@ def _mixconv(
     x, weights = mixconv_ready(x), [weight.contiguous() for weight in weights]
     scale, shift = (None if value is None else value.contiguous() for value in (scale, shift))
     y, stats = new_outputs(x.shape, x, stride, want_stats)
-    kernel = _mixconv_call(x, weights, kernel_sizes, stride, activation, scale, shift)
+    kernel = _mixconv_call(x, weights, kernel_sizes, stride, padding, activation, scale, shift)
     with _on_device_of(x) as where:
         workspace = memory(call(kernel.workspace_bytes) if want_stats else 0, x.device)
         kernel.forward(*where, _place(y), stats.data_ptr() if want_stats else 0, workspace.data_ptr())
@@ -111,6 +114,7 @@ def _mixconv_backward(
     weights: Sequence[Tensor],
     kernel_sizes: Sequence[int],
     stride: int,
+    padding: str,
     scale: Tensor | None,
     shift: Tensor | None,
     activation: str,
@@ -123,7 +127,7 @@ def _mixconv_backward(
     want_x, _, want_norm = wants
     # The gradients of scale and shift are sums over that of x, which is then computed too.
     scratch = _new_grads(x, (), (True, False, False))[0] if want_norm and not want_x else x_grad
-    kernel = _mixconv_call(x, weights, kernel_sizes, stride, activation, scale, shift)
+    kernel = _mixconv_call(x, weights, kernel_sizes, stride, padding, activation, scale, shift)
     with _on_device_of(x) as where:
         workspace = memory(call(kernel.workspace_bytes), x.device)
         kernel.backward(

@@ -74,6 +74,7 @@ def inverted_residual(
     gate: Gate | None = None,
     *,
     stride: int = 1,
+    padding: str = "symmetric",
     activation: str = "hard_swish",
     residual: bool = False,
 ) -> tuple[Tensor, list[Tensor]]:
@@ -89,6 +90,7 @@ def inverted_residual(
         project: weight [C_out, C, 1, 1] and norm.
         gate: before the projection.
         stride: of the depthwise convolution, 1 or 2.
+        padding: of the depthwise convolution, see `greedynas_fast.ops.mixconv`.
         activation: of the first two norms: `identity`, `relu`, `hard_swish`, `silu` or `relu6`.
         residual: add x to the result.
 
@@ -100,9 +102,9 @@ def inverted_residual(
         InputError: shapes, dtypes or names that do not fit, or a single value a channel with statistics of the batch.
     """
     x = autocast(x)
-    check(x, expand, depthwise, project, stride, activation, residual)
-    options: dict[str, Any] = {"stride": stride, "activation": activation, "residual": residual}
+    check(x, expand, depthwise, project, stride, padding, activation, residual)
     if backend(x) == "reference":
+        options: dict[str, Any] = {"stride": stride, "padding": padding, "activation": activation, "residual": residual}
         return reference.inverted_residual(x, expand, depthwise, project, gate, **options)
     weights, norm2 = depthwise
     weight3, norm3 = project
@@ -110,7 +112,7 @@ def inverted_residual(
     x = x.contiguous(memory_format=torch.channels_last)
     gate_names = ("", "") if gate is None else (gate.activation, gate.gate)
     eps = (norm1.eps, norm2.eps, norm3.eps)
-    o = Options(stride, activation, residual, eps, gate_names, norm3.moments is None)
+    o = Options(stride, padding, activation, residual, eps, gate_names, norm3.moments is None)
     given = [ready(norm.moments) for norm in (norm1, norm2, norm3) if norm.moments is not None]
     parameters = (
         *((None, None, None) if weight1 is None else (weight1, norm1.weight, norm1.bias)),
@@ -163,6 +165,7 @@ def check(
     depthwise: tuple[Sequence[Tensor], Norm],
     project: tuple[Tensor, Norm],
     stride: int,
+    padding: str,
     activation: str,
     residual: bool,
 ) -> None:
@@ -194,7 +197,7 @@ def check(
         _check_norm(name, norm, shape[0])
     _check_norm("depthwise", norm2, channels)
     kernels = [weight.shape[-1] for weight in weights]
-    check_mixconv(x.new_empty((0, channels, height, width)), weights, kernels, stride, None)
+    check_mixconv(x.new_empty((0, channels, height, width)), weights, kernels, stride, None, padding)
     given = {norm.moments is not None for _, _, norm, _ in parts} | {norm2.moments is not None}
     if len(given) != 1:
         raise InputError("inverted_residual: moments: expected all norms to have some or none, got both")

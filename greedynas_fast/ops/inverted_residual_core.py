@@ -25,8 +25,8 @@ from .rows import rows_of, threads
 # the batch. Gives y; the moments [2, C] of the batch, if they are taken; and with `keep` z1, z2, z3, means, hidden,
 # logits and covariance, empty where there is no such thing: what the backward pass needs.
 _BLOCK = (
-    "Tensor x, Tensor?[] parameters, Tensor[] weights, Tensor[] moments, int stride, str activation, bool residual, "
-    "float[] eps, str[] gate"
+    "Tensor x, Tensor?[] parameters, Tensor[] weights, Tensor[] moments, int stride, str padding, str activation, "
+    "bool residual, float[] eps, str[] gate"
 )
 define(f"inverted_residual({_BLOCK}, bool keep) -> (Tensor, Tensor[], Tensor[])")
 # moments are always given here. Gives the gradients of x, of the parameters and of the depthwise weights, empty where
@@ -63,6 +63,7 @@ class Options(NamedTuple):
 
     Attributes:
         stride: of the depthwise convolution.
+        padding: the same.
         activation: of the first two norms.
         residual: add x to the result.
         eps: of the three norms.
@@ -71,6 +72,7 @@ class Options(NamedTuple):
     """
 
     stride: int
+    padding: str
     activation: str
     residual: bool
     eps: tuple[float, float, float]
@@ -94,7 +96,7 @@ def forward(
         y, the moments of the norms, and with `keep` z1, z2, z3, means, hidden, logits and covariance.
     """
     own, weights = parameters[:NUM_PARAMETERS], parameters[NUM_PARAMETERS:]
-    y, found, kept = forward_op(x, own, weights, given, *o[:5], keep)
+    y, found, kept = forward_op(x, own, weights, given, *o[:6], keep)
     return y, given or found, kept
 
 
@@ -112,7 +114,7 @@ def backward(
         parameters: as it took them.
     """
     own, weights = parameters[:NUM_PARAMETERS], parameters[NUM_PARAMETERS:]
-    grad_x, *found = backward_op(grad, kept, o.batch_statistics, x, own, weights, moments, *o[:5])
+    grad_x, *found = backward_op(grad, kept, o.batch_statistics, x, own, weights, moments, *o[:6])
     return (grad_x, *(_as_parameter(value, p) for value, p in zip(found, parameters, strict=True)))
 
 
@@ -173,7 +175,7 @@ def make_block(
         (at[8], at[9], at[10], at[11]),
         0 if reduce is None else reduce.shape[0],
         (ACTIVATIONS[o.activation], ACTIVATIONS[o.gate[0] or "identity"]),
-        (o.residual, o.batch_statistics, o.gate[1] == "sigmoid", *in_caches, bf16),
+        (o.residual, o.batch_statistics, o.gate[1] == "sigmoid", *in_caches, bf16, o.padding == "same_upper"),
         (1 if expand is None else channels // expand.shape[1], middle // project.shape[1]),
         threads,
     )

@@ -27,6 +27,7 @@ _Tensor = torch.Tensor
 MAX_KERNEL = _core.MIXCONV_MAX_KERNEL
 # As blocks::MixconvActivation counts.
 _CODES = {"none": 0, "identity": 1, "relu": 2, "hard_swish": 3, "silu": 4, "relu6": 5}
+PADDINGS = ("symmetric", "same_upper")
 _NO_TENSOR = (0, 0, 0, 0)
 
 
@@ -38,6 +39,8 @@ def mixconv(
     stride: int = 1,
     norm_act: NormAct | None = None,
     want_stats: Literal[False] = False,
+    *,
+    padding: str = "symmetric",
 ) -> torch.Tensor: ...
 @overload
 def mixconv(
@@ -48,6 +51,7 @@ def mixconv(
     norm_act: NormAct | None = None,
     *,
     want_stats: Literal[True],
+    padding: str = "symmetric",
 ) -> tuple[torch.Tensor, torch.Tensor]: ...
 def mixconv(
     x: torch.Tensor,
@@ -56,8 +60,10 @@ def mixconv(
     stride: int = 1,
     norm_act: NormAct | None = None,
     want_stats: bool = False,
+    *,
+    padding: str = "symmetric",
 ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
-    """Convolve each channel with its own k x k filter, k being that of the channel's group; padding k // 2.
+    """Convolve each channel with its own k x k filter, k being that of the channel's group.
 
     Differentiable once, in x, the weights, scale and shift, also through the statistics. Sums are float32. The
     gradients of one call come from a single sweep over x and the gradient of y, in which x is activated anew.
@@ -72,31 +78,39 @@ def mixconv(
         norm_act: scale [C], shift [C] and `identity`, `relu`, `hard_swish`, `silu` or `relu6`: then
             act(x * scale + shift) is convolved. The padding is zero after the activation.
         want_stats: return statistics of y too, for a batch norm.
+        padding: `symmetric`, k // 2 zeros on all sides, or `same_upper` (so called by ONNX; TensorFlow's SAME): no more
+            zeros than y needs, the odd one after the end. At stride 2 windows then begin a pixel later along an even
+            size, unless k is 1.
 
     Returns:
         y [N, C, ceil(H / stride), ceil(W / stride)], channels-last, of the dtype of x, or autocast's; with `want_stats`
         also [2, C] float32 (float64 for float64): sum and sum of squares of each channel of y as it is stored.
 
     Raises:
-        InputError: shapes, dtypes, kernel sizes, stride or activation that do not fit together.
+        InputError: shapes, dtypes, kernel sizes, stride, padding or activation that do not fit together.
     """
     x = autocast(x)
-    check(x, weights, kernel_sizes, stride, norm_act)
+    check(x, weights, kernel_sizes, stride, norm_act, padding)
     if backend(x, on_cuda=True) == "reference":
-        return reference.mixconv(x, weights, kernel_sizes, stride, norm_act, want_stats)
+        return reference.mixconv(x, weights, kernel_sizes, stride, norm_act, want_stats, padding=padding)
     scale, shift, activation = (None, None, "none") if norm_act is None else norm_act
     y, stats = _Mixconv.apply(
         _ready(x),
         None if scale is None else scale.float(),
         None if shift is None else shift.float(),
-        (tuple(kernel_sizes), stride, activation, want_stats),
+        (tuple(kernel_sizes), stride, padding, activation, want_stats),
         *weights,
     )
     return (y, stats) if want_stats else y
 
 
 def check(
-    x: _Tensor, weights: Sequence[_Tensor], kernel_sizes: Sequence[int], stride: int, norm_act: NormAct | None
+    x: _Tensor,
+    weights: Sequence[_Tensor],
+    kernel_sizes: Sequence[int],
+    stride: int,
+    norm_act: NormAct | None,
+    padding: str,
 ) -> None:
     """Raise what `mixconv` raises for these arguments."""
     if x.ndim != 4 or not x.is_floating_point():
@@ -105,6 +119,8 @@ def check(
         raise InputError(f"mixconv: x must have channels, rows and columns, got {list(x.shape)}")
     if stride not in (1, 2):
         raise InputError(f"mixconv: stride must be 1 or 2, got {stride}")
+    if padding not in PADDINGS:
+        raise InputError(f"mixconv: padding must be symmetric or same_upper, got {padding!r}")
     if not weights or len(weights) != len(kernel_sizes):
         raise InputError(f"mixconv: expected a weight a kernel size, got {len(weights)} for {len(kernel_sizes)}")
     for index, (weight, kernel) in enumerate(zip(weights, kernel_sizes, strict=True)):
@@ -148,7 +164,7 @@ def _ready(x: _Tensor) -> _Tensor:
 
 
 class _Mixconv(torch.autograd.Function):
-    """`options` is kernel sizes, stride, activation, want_stats."""
+    """`options` is kernel sizes, stride, padding, activation, want_stats."""
 
     @staticmethod
     def forward(
@@ -156,11 +172,11 @@ class _Mixconv(torch.autograd.Function):
         x: _Tensor,
         scale: _Tensor | None,
         shift: _Tensor | None,
-        options: tuple[tuple[int, ...], int, str, bool],
+        options: tuple[tuple[int, ...], int, str, str, bool],
         *weights: _Tensor,
     ) -> tuple[_Tensor, _Tensor]:
-        kernel_sizes, stride, activation, want_stats = options
-        y, stats = forward_op(x, weights, kernel_sizes, stride, scale, shift, activation, want_stats)
+        kernel_sizes, stride, padding, activation, want_stats = options
+        y, stats = forward_op(x, weights, kernel_sizes, stride, padding, scale, shift, activation, want_stats)
         ctx.save_for_backward(x, scale, shift, y if want_stats else None, *weights)
         ctx.options = options
         ctx.set_materialize_grads(False)
@@ -172,7 +188,7 @@ class _Mixconv(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: _Tensor | None, stats_grad: _Tensor | None) -> tuple[_Tensor | None, ...]:
         x, scale, shift, y, *weights = ctx.saved_tensors
-        kernel_sizes, stride, activation, want_stats = ctx.options
+        kernel_sizes, stride, padding, activation, want_stats = ctx.options
         if grad is None and (stats_grad is None or not want_stats):
             return (None,) * (4 + len(weights))
         if grad is None:
@@ -189,6 +205,7 @@ class _Mixconv(torch.autograd.Function):
             weights,
             kernel_sizes,
             stride,
+            padding,
             scale,
             shift,
             activation,
@@ -208,13 +225,13 @@ class _Mixconv(torch.autograd.Function):
 
 
 define(
-    "mixconv(Tensor x, Tensor[] weights, int[] kernel_sizes, int stride, Tensor? scale, Tensor? shift, "
-    "str activation, bool want_stats) -> (Tensor, Tensor)"
+    "mixconv(Tensor x, Tensor[] weights, int[] kernel_sizes, int stride, str padding, Tensor? scale, "
+    "Tensor? shift, str activation, bool want_stats) -> (Tensor, Tensor)"
 )
 # wants: gradients of x, of the weights, of scale and shift; one that is not wanted is an empty tensor or list.
 define(
     "mixconv_backward(Tensor grad, Tensor? stats_grad, Tensor? y, Tensor x, Tensor[] weights, int[] kernel_sizes, "
-    "int stride, Tensor? scale, Tensor? shift, str activation, bool[] wants) -> (Tensor, Tensor[], Tensor)"
+    "int stride, str padding, Tensor? scale, Tensor? shift, str activation, bool[] wants) -> (Tensor, Tensor[], Tensor)"
 )
 forward_op = torch.ops.greedynas.mixconv.default
 backward_op = torch.ops.greedynas.mixconv_backward.default
@@ -252,6 +269,7 @@ def make_call(
     weights: Sequence[_Tensor],
     kernel_sizes: Sequence[int],
     stride: int,
+    padding: str,
     activation: str,
     scale: _Tensor | None,
     shift: _Tensor | None,
@@ -262,6 +280,7 @@ def make_call(
         weights[0].dtype == torch.bfloat16,
         (x.shape[0], x.shape[2], x.shape[3]),
         stride,
+        padding == "same_upper",
         [(weight.shape[0], kernel, weight.data_ptr()) for weight, kernel in zip(weights, kernel_sizes, strict=True)],
         _place(x),
         _CODES[activation],
@@ -275,6 +294,7 @@ def _forward_cpu(
     weights: Sequence[_Tensor],
     kernel_sizes: Sequence[int],
     stride: int,
+    padding: str,
     scale: _Tensor | None,
     shift: _Tensor | None,
     activation: str,
@@ -283,7 +303,7 @@ def _forward_cpu(
     x, weights = _ready(x), [weight.contiguous() for weight in weights]
     scale, shift = (None if value is None else value.contiguous() for value in (scale, shift))
     y, stats = new_outputs(x.shape, x, stride, want_stats)
-    call = make_call(x, weights, kernel_sizes, stride, activation, scale, shift)
+    call = make_call(x, weights, kernel_sizes, stride, padding, activation, scale, shift)
     call.forward(_place(y), stats.data_ptr() if want_stats else 0, threads())
     return y, stats
 
@@ -296,6 +316,7 @@ def _backward_cpu(
     weights: Sequence[_Tensor],
     kernel_sizes: Sequence[int],
     stride: int,
+    padding: str,
     scale: _Tensor | None,
     shift: _Tensor | None,
     activation: str,
@@ -307,7 +328,7 @@ def _backward_cpu(
     want_x, _, want_norm = wants
     # The gradients of scale and shift are sums over that of x, which is then computed too.
     scratch = _new_grads(x, (), (True, False, False))[0] if want_norm and not want_x else x_grad
-    call = make_call(x, weights, kernel_sizes, stride, activation, scale, shift)
+    call = make_call(x, weights, kernel_sizes, stride, padding, activation, scale, shift)
     call.backward(
         _place(grad),
         _address(stats_grad),
@@ -330,6 +351,7 @@ def _forward_fake(
     weights: Sequence[_Tensor],
     kernel_sizes: Sequence[int],
     stride: int,
+    padding: str,
     scale: _Tensor | None,
     shift: _Tensor | None,
     activation: str,
@@ -347,6 +369,7 @@ def _backward_fake(
     weights: Sequence[_Tensor],
     kernel_sizes: Sequence[int],
     stride: int,
+    padding: str,
     scale: _Tensor | None,
     shift: _Tensor | None,
     activation: str,

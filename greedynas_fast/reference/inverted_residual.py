@@ -24,6 +24,7 @@ def inverted_residual(
     gate: GateTensors | None = None,
     *,
     stride: int = 1,
+    padding: str = "symmetric",
     activation: str = "hard_swish",
     residual: bool = False,
 ) -> tuple[Tensor, list[Tensor]]:
@@ -34,7 +35,7 @@ def inverted_residual(
     if expand is not None:
         y = act(_normalised(_pointwise(y, expand[0]), expand[1], moments))
     weights, norm = depthwise
-    raw = mixconv(y, weights, [weight.shape[-1] for weight in weights], stride)
+    raw = mixconv(y, weights, [weight.shape[-1] for weight in weights], stride, padding=padding)
     assert isinstance(raw, Tensor)
     y = act(_normalised(raw, norm, moments))
     if gate is not None:

@@ -17,17 +17,20 @@ def mixconv(
     stride: int = 1,
     norm_act: tuple[torch.Tensor, torch.Tensor, str] | None = None,
     want_stats: bool = False,
+    *,
+    padding: str = "symmetric",
 ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
     """The definition in plain torch. Types below float32 are computed in float32 and rounded once, at the end.
 
     Args:
         x: [N, C, H, W], floating point.
         weights: one [C_g, 1, k, k] a group of consecutive channels.
-        kernel_sizes: the odd k of each group; the padding is k // 2.
+        kernel_sizes: the odd k of each group, as the weights have them.
         stride: of all groups.
         norm_act: scale [C], shift [C] and the name of an activation: then act(x * scale + shift) is convolved, padded
             with zeros after the activation.
         want_stats: return statistics too.
+        padding: `symmetric` (k // 2 on all sides) or `same_upper`; see `greedynas_fast.ops.mixconv`.
 
     Returns:
         y [N, C, H', W'] of the dtype of x; with `want_stats` also [2, C]: sum and sum of squares of each channel of y,
@@ -39,12 +42,20 @@ def mixconv(
         scale, shift, activation = norm_act
         values = ACTIVATIONS[activation](values * scale.to(dtype)[:, None, None] + shift.to(dtype)[:, None, None])
     parts = torch.split(values, [weight.shape[0] for weight in weights], dim=1)
-    outputs = [
-        F.conv2d(part, weight.to(dtype), stride=stride, padding=kernel // 2, groups=weight.shape[0])
-        for part, weight, kernel in zip(parts, weights, kernel_sizes, strict=True)
-    ]
+    outputs = [_convolved(part, weight.to(dtype), stride, padding) for part, weight in zip(parts, weights, strict=True)]
     y = torch.cat(outputs, dim=1).to(x.dtype)
     if not want_stats:
         return y
     stored = y.to(dtype)
     return y, torch.stack([stored.sum((0, 2, 3)), (stored * stored).sum((0, 2, 3))])
+
+
+def _convolved(x: torch.Tensor, weight: torch.Tensor, stride: int, padding: str) -> torch.Tensor:
+    channels, _, _, kernel = weight.shape
+    if padding == "symmetric":
+        return F.conv2d(x, weight, stride=stride, padding=kernel // 2, groups=channels)
+    sides: list[int] = []
+    for size in (x.shape[3], x.shape[2]):
+        zeros = max((size - 1) // stride * stride + kernel - size, 0)
+        sides += [zeros // 2, zeros - zeros // 2]
+    return F.conv2d(F.pad(x, sides), weight, stride=stride, groups=channels)

@@ -22,6 +22,7 @@ struct Setting {
   int stride;
   MixconvActivation activation;
   std::size_t gap = 0, offset = 0;  // elements between pixels, and before the first
+  blocks::MixconvPadding padding = blocks::MixconvPadding::symmetric;
 };
 
 class Trial {
@@ -69,6 +70,7 @@ class Trial {
     device_.activation = core_.activation = setting.activation;
     device_.scale = core_.scale = scale_.data();
     device_.shift = core_.shift = shift_.data();
+    device_.padding = core_.padding = setting.padding;
     workspace_.resize(static_cast<std::size_t>(cuda::mixconv_workspace_bytes(device_)) / sizeof(float), std::nanf(""));
     core_workspace_.resize(blocks::mixconv_workspace_bytes(core_, 1));
   }
@@ -173,7 +175,7 @@ class Trial {
   std::vector<std::uint8_t> core_workspace_;
 };
 
-void check(const Setting& setting) {
+void check_padded(const Setting& setting) {
   for (const Storage storage : kStorages) {
     for (const Storage weight_storage : {Storage::float32, storage}) {
       Trial trial(setting, storage, weight_storage);
@@ -185,12 +187,20 @@ void check(const Setting& setting) {
   }
 }
 
+void check(Setting setting) {
+  check_padded(setting);
+  if (setting.stride == 1) return;
+  setting.padding = blocks::MixconvPadding::same_upper;
+  check_padded(setting);
+}
+
 void test_every_kernel_size_and_stride() {
   for (const int kernel : {1, 3, 5, 7, 9, 11}) {
     for (const int stride : {1, 2}) {
       check({2, 5, 3, {{3, kernel}}, stride, MixconvActivation::hard_swish});
       check({3, 1, 1, {{17, kernel}}, stride, MixconvActivation::relu});
       check({1, 9, 17, {{8, kernel}}, stride, MixconvActivation::none});
+      check({1, 8, 2, {{9, kernel}}, stride, MixconvActivation::none});
     }
   }
 }

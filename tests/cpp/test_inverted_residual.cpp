@@ -31,6 +31,7 @@ struct Case {
   int in, middle, out, stride, gate_width;  // 0: no gate
   bool expands, batch_statistics, in_caches;
   norm::Storage storage;
+  blocks::MixconvPadding padding;
 };
 
 // Everything that a block writes, one after the other; what stands for z1 is the last.
@@ -53,6 +54,7 @@ Floats run(const Case& c, int threads) {
   block.middle = c.middle;
   block.out = c.out;
   block.stride = c.stride;
+  block.padding = c.padding;
   block.activation = norm::Activation::hard_swish;
   block.residual = residual;
   block.batch_statistics = c.batch_statistics;
@@ -167,8 +169,18 @@ int main() {
         for (const bool expands : {true, false}) {
           for (const auto& [batch, size, in, middle, out] :
                {std::array<int, 5>{3, 5, 8, 24, 8}, {2, 3, 5, 17, 7}, {9, 8, 20, 50, 20}}) {
-            Case c{batch,      size,    expands ? in : middle, middle, expands ? out : middle, stride,
-                   gate_width, expands, batch_statistics,      false,  norm::Storage::bf16};
+            Case c{batch,
+                   size,
+                   expands ? in : middle,
+                   middle,
+                   expands ? out : middle,
+                   stride,
+                   gate_width,
+                   expands,
+                   batch_statistics,
+                   false,
+                   norm::Storage::bf16,
+                   gate_width == 1 ? blocks::MixconvPadding::same_upper : blocks::MixconvPadding::symmetric};
             const Floats rounded = run(c, 1);
             CHECK(rounded == run(c, 3));
             c.storage = norm::Storage::float32;

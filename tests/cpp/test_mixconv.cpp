@@ -1,4 +1,5 @@
 // mixconv of every level, and over stand-ins for AVX-512 vectors, against the definition in double.
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <cstdio>
@@ -21,6 +22,7 @@ namespace {
 namespace blocks = greedynas::blocks;
 namespace cpu = greedynas::cpu;
 using blocks::MixconvActivation;
+using blocks::MixconvPadding;
 using blocks::MixconvStorage;
 
 using Wide = cpu::VecGeneric<16>;
@@ -84,7 +86,14 @@ struct Setting {
   MixconvActivation gate = MixconvActivation::none;  // after y, none: there is no gate
   bool statistics = true;                            // they are wanted, and their gradients are added
   bool bf16_weights = false;
+  MixconvPadding padding = MixconvPadding::symmetric;
 };
+
+// Zeros before the first pixel along a dimension.
+std::int64_t padded_before(const Setting& setting, int kernel, std::int64_t size, std::int64_t out_size) {
+  if (setting.padding == MixconvPadding::symmetric) return kernel / 2;
+  return std::max<std::int64_t>((out_size - 1) * setting.stride + kernel - size, 0) / 2;
+}
 
 double activate(MixconvActivation activation, double z) {
   if (activation == MixconvActivation::relu) return std::fmax(z, 0.0);
@@ -165,6 +174,7 @@ struct Trial {
                                {},
                                {}};
     for (const auto& [n, kernel] : s.groups) result.groups.push_back({n, kernel, nullptr, nullptr});
+    result.padding = s.padding;
     return result;
   }
   std::size_t count(std::int64_t height, std::int64_t width) const {
@@ -210,8 +220,10 @@ struct Trial {
         for (std::int64_t i = 0; i < out_height * out_width * kernel * kernel * n; ++i) {
           const std::int64_t c = i % n, v = i / n % kernel, u = i / n / kernel % kernel;
           const std::int64_t pixel = i / n / kernel / kernel, row = pixel / out_width, column = pixel % out_width;
-          const std::int64_t in_row = row * setting.stride + u - kernel / 2;
-          const std::int64_t in_column = column * setting.stride + v - kernel / 2;
+          const std::int64_t in_row =
+              row * setting.stride + u - padded_before(setting, kernel, setting.height, out_height);
+          const std::int64_t in_column =
+              column * setting.stride + v - padded_before(setting, kernel, setting.width, out_width);
           if (in_row < 0 || in_row >= setting.height || in_column < 0 || in_column >= setting.width) continue;
           const std::int64_t from = ((image * setting.height + in_row) * setting.width + in_column) * channels;
           const std::int64_t to = (image * out_height * out_width + pixel) * channels;
@@ -270,7 +282,7 @@ void compare(const char* what, const char* level, const std::vector<double>& wan
   }
 }
 
-void check(const blocks::MixconvKernel& kernel, const Setting& setting) {
+void check_padded(const blocks::MixconvKernel& kernel, const Setting& setting) {
   Trial t(setting);
   const double tolerance = setting.bf16 ? 0.005 : 1e-5;
   std::vector<char> workspace(blocks::mixconv_workspace_bytes(t.call, 2));
@@ -294,6 +306,12 @@ void check(const blocks::MixconvKernel& kernel, const Setting& setting) {
     compare("norm_grad", kernel.name, t.want_norm_grad, 1e-5,
             [&](std::size_t i) { return static_cast<double>(t.norm_grad[i]); });
   }
+}
+
+void check(const blocks::MixconvKernel& kernel, Setting setting) {
+  check_padded(kernel, setting);
+  setting.padding = MixconvPadding::same_upper;
+  check_padded(kernel, setting);
 }
 
 void test_kernels_against_the_definition() {

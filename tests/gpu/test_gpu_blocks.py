@@ -87,9 +87,15 @@ MIXCONV = [
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("case", MIXCONV)
+@pytest.mark.parametrize(
+    ("case", "padding"),
+    [(case, padding) for case in MIXCONV for padding in ("symmetric", "same_upper")[: case[4]]],  # the same at stride 1
+)
 def test_mixconv(
-    device: torch.device, case: tuple[int, int, int, list[tuple[int, int]], int, str, int], dtype: torch.dtype
+    device: torch.device,
+    case: tuple[int, int, int, list[tuple[int, int]], int, str, int],
+    padding: str,
+    dtype: torch.dtype,
 ) -> None:
     n, h, w, groups, stride, activation, gap = case
     channels = sum(count for count, _ in groups)
@@ -100,12 +106,12 @@ def test_mixconv(
     if activation != "none":
         clear_of_kinks(x, *norm, activation)
     on_device = [value if value is None else value.to(device) for value in norm]
-    layer = ([weight.to(device) for weight in weights], kernels, stride, *on_device, activation)
+    layer = ([weight.to(device) for weight in weights], kernels, stride, padding, *on_device, activation)
 
     def reference(x: Tensor, *parameters: Tensor) -> Tensor:
         scale_shift, own = parameters[: len(parameters) - len(weights)], parameters[-len(weights) :]
         norm_act = (*scale_shift, activation) if scale_shift else None
-        return mixconv_reference.mixconv(x, own, kernels, stride, norm_act)
+        return mixconv_reference.mixconv(x, own, kernels, stride, norm_act, padding=padding)
 
     x_device = images(n, channels, h, w, dtype, gap).to(device).copy_(x)
     parameters = [value for value in norm if value is not None] + weights
@@ -134,7 +140,7 @@ def test_results_are_the_same_bits_each_time(device: torch.device) -> None:
     x = images(64, 96, 28, 28, torch.bfloat16).to(device)
     weights = [torch.randn(48, 1, k, k, device=device) for k in (5, 7)]
     norm = (torch.randn(96, device=device), torch.randn(96, device=device))
-    layer = (weights, [5, 7], 1, *norm, "hard_swish")
+    layer = (weights, [5, 7], 1, "symmetric", *norm, "hard_swish")
     y, stats = OPS.mixconv(x, *layer, True)
     first = OPS.mixconv_backward(y, stats, y, x, *layer, [True, True, True])
     for _ in range(3):
@@ -279,7 +285,7 @@ def test_work_follows_the_current_stream(device: torch.device) -> None:
         on_device = x.to(device)
         torch.cuda._sleep(50_000_000)
         on_device.mul_(2)
-        y, _ = OPS.mixconv(on_device, [weight.to(device)], [3], 1, None, None, "none", False)
+        y, _ = OPS.mixconv(on_device, [weight.to(device)], [3], 1, "symmetric", None, None, "none", False)
     stream.synchronize()
     assert_near(y, mixconv_reference.mixconv(2 * x, [weight], [3], 1), "y")
 

@@ -11,7 +11,7 @@ import timm
 import torch
 import torchvision
 from nn_results import Operators, results
-from timm.layers import DropPath
+from timm.layers import DropPath, create_conv2d
 from timm.models._efficientnet_blocks import InvertedResidual
 from torch import nn
 from torchvision.ops import StochasticDepth
@@ -23,6 +23,7 @@ from greedynas_fast.ops import direct
 MODELS: dict[str, tuple[Callable[[], nn.Module], int]] = {
     "efficientnet_b0": (lambda: timm.create_model("efficientnet_b0"), 16),
     "mixnet_s": (lambda: timm.create_model("mixnet_s"), 16),
+    "tf_mixnet_s": (lambda: timm.create_model("tf_mixnet_s"), 16),
     "mobilenetv3_large_100": (lambda: timm.create_model("mobilenetv3_large_100"), 15),
     "mobilenet_v3_small": (lambda: torchvision.models.mobilenet_v3_small(), 11),
     "efficientnet_b0 of torchvision": (lambda: torchvision.models.efficientnet_b0(), 16),
@@ -87,7 +88,7 @@ def test_five_steps_of_training(name: str) -> None:
     torch.testing.assert_close(found, expected, rtol=3e-2, atol=3e-2)
 
 
-@pytest.mark.parametrize("name", ["mixnet_s", "shufflenet_v2_x0_5"])
+@pytest.mark.parametrize("name", ["mixnet_s", "tf_mixnet_s", "shufflenet_v2_x0_5"])
 def test_gradients_are_those_of_the_model(name: str) -> None:
     """Against float64. Usually 1e-4 away, but a ReLU whose input is nearly zero may go the other way."""
     double = make(name).double()
@@ -215,16 +216,33 @@ def test_depthwise_convolution_with_bias(kernel: int, stride: int, padding: int 
     conv = nn.Conv2d(20, 20, kernel, stride, padding, groups=20)
     fast = copy.deepcopy(conv)
     assert gf.accelerate(fast) == ["(the model): torch Conv2d"]
+    check_depthwise(conv, fast, autocast=autocast)
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_depthwise_convolution_padded_as_tensorflow_does(bias: bool) -> None:
+    torch.manual_seed(0)
+    conv = create_conv2d(20, 20, 5, stride=2, padding="same", depthwise=True, bias=bias)
+    fast = copy.deepcopy(conv)
+    assert gf.accelerate(fast) == ["(the model): timm Conv2dSame"]
+    check_depthwise(conv, fast)
+
+
+def check_depthwise(conv: nn.Conv2d, fast: nn.Conv2d, *, autocast: bool = False) -> None:
+    """Values and gradients of an accelerated convolution of 20 channels, also compiled."""
+    torch._dynamo.reset()  # or it gives up after a few layers
     use_backend(fast, "fused")
-    x = torch.randn(2, 20, 9, 7).contiguous(memory_format=torch.channels_last)
-    expected = results(conv.double(), x.double())
-    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
-        found = results(fast, x)
-    assert found[0].dtype is (torch.bfloat16 if autocast else torch.float32)
-    assert len(found) == 4
-    for mine, exact in zip(found, expected, strict=True):
-        tolerance = (2e-2 if autocast else 1e-5) * max(1.0, float(exact.abs().max()))
-        torch.testing.assert_close(mine.double(), exact, rtol=0, atol=tolerance)
+    for size in ((9, 7), (8, 6)):
+        x = torch.randn(2, 20, *size).contiguous(memory_format=torch.channels_last)
+        expected = results(copy.deepcopy(conv).double(), x.double())
+        for function in (fast, torch.compile(fast, fullgraph=True, backend="aot_eager")):
+            with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+                found = results(function, x)  # type: ignore[arg-type]
+            assert found[0].dtype is (torch.bfloat16 if autocast else torch.float32)
+            assert len(found) == len(expected) == (3 if conv.bias is None else 4)
+            for mine, exact in zip(found, expected, strict=True):
+                tolerance = (2e-2 if autocast else 1e-5) * max(1.0, float(exact.abs().max()))
+                torch.testing.assert_close(mine.double(), exact, rtol=0, atol=tolerance)
 
 
 def test_depthwise_convolution_whose_bias_comes_later() -> None:

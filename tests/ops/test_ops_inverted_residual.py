@@ -112,6 +112,8 @@ def test_matches_the_reference(expands: bool, gated: bool, moments: bool) -> Non
         channels = (8, 24, 8) if expands else (24, 24, 24)
         t = make(channels, kernels, expands=expands, gated=gated, moments=moments)
         check(t, stride=stride, activation=activation, residual=stride == 1)
+        if stride == 2:
+            check(t, stride=stride, padding="same_upper", activation=activation)
 
 
 @pytest.mark.usefixtures("level")
@@ -126,7 +128,9 @@ def test_odd_numbers_of_channels(channels: tuple[int, int, int]) -> None:
 @pytest.mark.parametrize("stride", [1, 2])
 def test_several_chunks_of_images(stride: int) -> None:
     """Images of so many pixels that each is a piece of work; a height that is no multiple of the rows made together."""
-    check(make((5, 50, 5), (3, 7), (5, 34, 40), gated=True), stride=stride, residual=stride == 1)
+    t = make((5, 50, 5), (3, 7), (5, 34, 40), gated=True)
+    check(t, stride=stride, residual=stride == 1)
+    check(t, stride=stride, padding="same_upper")
 
 
 def test_groups() -> None:
@@ -216,7 +220,7 @@ def test_operators_of_the_block(expands: bool, gated: bool) -> None:
     norms = [(t[f"gamma{i}"], t[f"beta{i}"]) for i in (1, 2, 3)]
     first = (t["pw"], *norms[0]) if expands else (None, None, None)
     parameters = [*first, *norms[1], t["pwl"], *norms[2], *(t[f"se{i}"] for i in range(4))]
-    layer = (2, "relu", False, [1e-3, 1e-3, 1e-3], ["relu", "sigmoid"] if gated else ["", ""])
+    layer = (2, "same_upper", "relu", False, [1e-3, 1e-3, 1e-3], ["relu", "sigmoid"] if gated else ["", ""])
     block = (t["x"], parameters, [t["dw0"], t["dw1"]])
     y, moments, kept = core.forward_op(*block, [], *layer, True)
     torch.library.opcheck(core.forward_op, (*block, [], *layer, True))

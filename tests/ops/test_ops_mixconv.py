@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from timm.layers.conv2d_same import conv2d_same
 from torch.utils.flop_counter import FlopCounterMode
 
 from greedynas_fast import _core
@@ -38,10 +39,12 @@ class Case:
         activation: str | None = None,
         stats: bool = False,
         weight_dtype: torch.dtype = torch.float32,
+        padding: str = "symmetric",
     ) -> None:
         torch.manual_seed(0)
         channels = shape[1]
         self.kernels, self.stride, self.stats, self.activation = kernels, stride, stats, activation
+        self.padding = padding
         x = torch.randn(shape).to(dtype).contiguous(memory_format=torch.channels_last)
         pairs = zip(split(channels, len(kernels)), kernels, strict=True)
         weights = [torch.randn(c, 1, k, k).to(weight_dtype) for c, k in pairs]
@@ -52,7 +55,8 @@ class Case:
     def run(self, function: Any, inputs: list[torch.Tensor]) -> list[torch.Tensor]:
         groups = len(self.kernels)
         norm = None if self.activation is None else (*inputs[1 + groups :], self.activation)
-        result = function(inputs[0], inputs[1 : 1 + groups], self.kernels, self.stride, norm, want_stats=self.stats)
+        layer = (inputs[1 : 1 + groups], self.kernels, self.stride, norm)
+        result = function(inputs[0], *layer, want_stats=self.stats, padding=self.padding)
         return list(result) if self.stats else [result]
 
     def run_with_grads(self, function: Any, inputs: list[torch.Tensor]) -> list[torch.Tensor]:
@@ -97,14 +101,14 @@ def poisoned(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("stride", [1, 2])
-def test_values_and_gradients(dtype: torch.dtype, stride: int) -> None:
+@pytest.mark.parametrize(("stride", "padding"), [(1, "symmetric"), (2, "symmetric"), (2, "same_upper")])
+def test_values_and_gradients(dtype: torch.dtype, stride: int, padding: str) -> None:
     shapes = ((2, 37, 9, 12), (0, 20, 5, 5), (3, 5, 1, 1), (1, 20, 13, 11), (2, 7, 2, 31))
     all_kernels = ((3,), (3, 5, 7), (9, 11), (5, 1))
     for shape, kernels, activation, stats in itertools.product(
         shapes, all_kernels, (None, "identity", "relu", "hard_swish", "silu", "relu6"), (False, True)
     ):
-        Case(shape, kernels, dtype, stride, activation, stats).check()
+        Case(shape, kernels, dtype, stride, activation, stats, padding=padding).check()
 
 
 @pytest.mark.parametrize("level", LEVELS)
@@ -115,6 +119,9 @@ def test_each_level(level: str, monkeypatch: pytest.MonkeyPatch) -> None:
     for dtype, stride in itertools.product((torch.float32, torch.bfloat16), (1, 2)):
         Case((2, 37, 9, 12), (3, 5, 7), dtype, stride, "hard_swish", True).check()
         Case((1, 35, 8, 15), (9, 11, 1), dtype, stride).check()
+        if stride == 2:
+            Case((2, 37, 8, 12), (3, 5, 7), dtype, 2, "hard_swish", True, padding="same_upper").check()
+            Case((1, 35, 8, 15), (9, 11, 1), dtype, 2, padding="same_upper").check()
         for width in (7, 12, 15):  # 3 x 3 without an activation: whole tiles go straight into the output, the rest not
             Case((2, 37, 3, width), (3,), dtype, stride, None, width == 12).check()
     # All in bf16, which the last level multiplies in pairs.
@@ -211,6 +218,18 @@ def test_scalar_oracle() -> None:
         assert float(y[n, c, i, j]) == pytest.approx(total, abs=1e-5)
 
 
+@pytest.mark.parametrize("size", [(1, 2), (2, 3), (3, 4), (6, 9), (8, 14)])
+@pytest.mark.parametrize("kernel", [1, 3, 5, 11])
+def test_padding_of_tensorflow(kernel: int, size: tuple[int, int]) -> None:
+    """As timm pads for the weights that come from there."""
+    x, weight = torch.randn(2, 5, *size), torch.randn(5, 1, kernel, kernel)
+    for stride in (1, 2):
+        expected = conv2d_same(x, weight, stride=(stride, stride), groups=5)
+        for function in (mixconv, reference):
+            y = function(x, [weight], (kernel,), stride, padding="same_upper")
+            torch.testing.assert_close(y, expected, rtol=1e-5, atol=1e-4)
+
+
 def test_only_the_wanted_gradients() -> None:
     case = Case((1, 20, 6, 6), (3, 5), activation="relu")
     y = case.run(mixconv, case.inputs)[0]
@@ -253,18 +272,18 @@ def test_opcheck(monkeypatch: pytest.MonkeyPatch) -> None:
     x, *weights, scale, shift = (
         value.detach() for value in Case((2, 9, 5, 4), (3, 5), stride=2, activation="relu").inputs
     )
-    forward = (x, weights, (3, 5), 2, scale, shift, "relu", True)
+    forward = (x, weights, (3, 5), 2, "same_upper", scale, shift, "relu", True)
     torch.library.opcheck(torch.ops.greedynas.mixconv, forward)
-    torch.library.opcheck(torch.ops.greedynas.mixconv, (x, weights, (3, 5), 1, None, None, "none", False))
+    torch.library.opcheck(torch.ops.greedynas.mixconv, (x, weights, (3, 5), 1, "symmetric", None, None, "none", False))
     y, stats = torch.ops.greedynas.mixconv(*forward)
-    backward = (torch.ones_like(y), torch.ones_like(stats), y, x, weights, (3, 5), 2, scale, shift, "relu")
+    backward = (torch.ones_like(y), torch.ones_like(stats), y, x, weights, *forward[2:7])
     torch.library.opcheck(torch.ops.greedynas.mixconv_backward, (*backward, [True, True, True]))
     torch.library.opcheck(torch.ops.greedynas.mixconv_backward, (*backward, [False, False, True]))
 
 
 def test_compile_traces_it_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ops_mixconv, "torch", torch)
-    case = Case((2, 9, 5, 4), (3, 5), stride=2, activation="relu", stats=True)
+    case = Case((2, 9, 5, 4), (3, 5), stride=2, activation="relu", stats=True, padding="same_upper")
     expected = case.run_with_grads(mixconv, case.inputs)
     found = case.run_with_grads(torch.compile(mixconv, fullgraph=True, backend="aot_eager"), case.inputs)
     for got, want in zip(found, expected, strict=True):
@@ -300,6 +319,7 @@ def test_bad_input() -> None:
     assert "weight 0 must be [C_g, 1, 5, 5], got [4, 1, 3, 3]" in message(x, [first, second], (5, 3))
     assert "kernel size 0 must be odd and 1 to 11, got 4" in message(x, [first], (4,))
     assert "stride must be 1 or 2, got 3" in message(x, [first, second], (3, 5), 3)
+    assert "symmetric or same_upper, got 'valid'" in message(x, [first, second], (3, 5), padding="valid")
     assert "x must be floating point" in message(x.int(), [first, second], (3, 5))
     assert "weight 1 is torch.float64" in message(x, [first, second.double()], (3, 5))
     assert "must have channels, rows and columns" in message(x[:, :, :0], [first, second], (3, 5))

@@ -79,6 +79,7 @@ struct Layers {
                      block.stride,
                      block.depthwise,
                      {}};
+    call.padding = block.padding;
     if (block.expand == nullptr) {
       call.x = image_tensor(block.x.data, block.height, block.width, block.x.stride);
       return call;

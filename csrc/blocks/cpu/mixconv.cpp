@@ -107,8 +107,19 @@ Plan make_plan(const MixconvCall& call, Blocks order = Blocks::apart) {
   }
   Plan plan{};
   plan.order = order;
-  plan.geometry = {call.height,         call.width, call.out_height(), call.out_width(), call.stride, call.storage,
-                   call.weight_storage, call.x,     call.activation,   call.scale,       call.shift};
+  plan.geometry = {call.height,
+                   call.width,
+                   call.out_height(),
+                   call.out_width(),
+                   call.stride,
+                   call.storage,
+                   call.weight_storage,
+                   call.x,
+                   call.activation,
+                   call.scale,
+                   call.shift,
+                   mixconv_late(call.padding, call.stride, call.height),
+                   mixconv_late(call.padding, call.stride, call.width)};
   // How images and rows are divided, which sums depend on, is the same whatever the widths are on this processor.
   std::int64_t channel = 0, widest = kMixconvLine, usual_blocks = 0;
   for (std::size_t g = 0; g < call.groups.size(); ++g) {

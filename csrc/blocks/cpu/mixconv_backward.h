@@ -51,11 +51,20 @@ struct MixconvSweep {
     return result;
   }
 
+  // Row y of x and row i of grad meet in row top_tap(y) - i * stride of the kernel.
+  GREEDYNAS_VEC_INLINE std::int64_t top_tap(std::int64_t y) const {
+    return y + kPad - late_rows<kKernel, kStride>(geometry);
+  }
   GREEDYNAS_VEC_INLINE std::int64_t first_grad_row(std::int64_t y) const {
-    return larger(0, (y - kPad + kStride - 1) >> (kStride - 1));
+    return larger(0, (top_tap(y) - 2 * kPad + kStride - 1) >> (kStride - 1));
   }
   GREEDYNAS_VEC_INLINE std::int64_t last_grad_row(std::int64_t y) const {
-    return smaller(geometry.out_height - 1, (y + kPad) / kStride);
+    return smaller(geometry.out_height - 1, top_tap(y) / kStride);
+  }
+
+  // That row y of grad meets, perhaps before the image.
+  GREEDYNAS_VEC_INLINE std::int64_t first_input_row(std::int64_t y) const {
+    return y * kStride - kPad + late_rows<kKernel, kStride>(geometry);
   }
 
   GREEDYNAS_VEC_INLINE void load_grad(std::int64_t image, std::int64_t y) const {
@@ -78,10 +87,12 @@ struct MixconvSweep {
   }
 
   GREEDYNAS_VEC_INLINE void add_weight_grad(const MixconvRing<kKernel>& inputs, std::int64_t y) const {
-    const std::int64_t top = y * kStride - kPad, first = larger(top, 0);
+    const std::int64_t top = first_input_row(y), first = larger(top, 0);
     const std::int64_t end = smaller(top + kKernel, geometry.height);
     const float* rows[kKernel];
-    for (std::int64_t i = first; i < end; ++i) rows[i - first] = inputs.row(i, 0);
+    for (std::int64_t i = first; i < end; ++i) {
+      rows[i - first] = inputs.row(i, 0) + late_columns<kKernel, kStride>(geometry) * V::width;
+    }
     const float* const grad = grads.row(y, V::width);
     for (int vector = 0; vector * V::width < block.channels; ++vector) {
       weight_grad_row<V, kKernel, kStride>(grad + vector * grads.columns * V::width, rows,
@@ -101,7 +112,7 @@ struct MixconvSweep {
     for (int i = 0; i < count; ++i) rows[i] = grads.row(first + i, V::width);
     MixconvTaps taps{rows,
                      count,
-                     weights + (y + kPad - first * kStride) * kKernel * V::width,
+                     weights + (top_tap(y) - first * kStride) * kKernel * V::width,
                      -kStride * kKernel * V::width,
                      grads.columns * V::width,
                      kTaps * V::width,
@@ -110,19 +121,24 @@ struct MixconvSweep {
       for (int i = 0; i < count; ++i) rows[i] -= kPad * V::width;
       correlate_row<V, kKernel, 1>(taps, block.channels, geometry.width, direct, store);
     } else {
-      // Column 2 m + a meets grad's columns from m + offset on; the first taps belong to a with the parity of kPad.
+      // Column 2 m + a + late meets grad's columns from m + offset on; the first taps belong to a with the parity of
+      // kPad. Where a and late are 1, the image begins at m = -1.
       constexpr int kFirstTaps = (kKernel + 1) / 2, kOtherTaps = kKernel / 2;
       constexpr int kFirst = kPad % 2, kOther = 1 - kFirst;
-      for (int i = 0; i < count; ++i) rows[i] += (kFirst - kPad) / 2 * V::width;
+      const std::int64_t late = late_columns<kKernel, kStride>(geometry);
+      const std::int64_t first_column = kFirst ^ late, other_column = kOther ^ late;
+      const std::int64_t first_offset = (kFirst - kPad) / 2 - (kFirst & late);
+      const std::int64_t other_offset = (kOther - kPad + 1) / 2 - (kOther & late);
+      for (int i = 0; i < count; ++i) rows[i] += first_offset * V::width;
       const std::int64_t plane = mixconv_result_columns(geometry) * V::width;
-      correlate_row<V, kFirstTaps, 1>(taps, block.channels, (geometry.width - kFirst + 1) / 2,
-                                      MixconvPlanes<V>{results + kFirst * V::width, plane}, store);
-      for (int i = 0; i < count; ++i) rows[i] += ((kOther - kPad + 1) / 2 - (kFirst - kPad) / 2) * V::width;
+      correlate_row<V, kFirstTaps, 1>(taps, block.channels, (geometry.width - first_column + 1) / 2,
+                                      MixconvPlanes<V>{results + first_column * V::width, plane}, store);
+      for (int i = 0; i < count; ++i) rows[i] += (other_offset - first_offset) * V::width;
       if (kOtherTaps == 0) taps.num_rows = 0;
       taps.weights += kFirstTaps * V::width;
-      correlate_row<V, (kOtherTaps > 0 ? kOtherTaps : 1), 1>(taps, block.channels, (geometry.width - kOther + 1) / 2,
-                                                             MixconvPlanes<V>{results + kOther * V::width, plane},
-                                                             store);
+      correlate_row<V, (kOtherTaps > 0 ? kOtherTaps : 1), 1>(
+          taps, block.channels, (geometry.width - other_column + 1) / 2,
+          MixconvPlanes<V>{results + other_column * V::width, plane}, store);
       constexpr std::int64_t kPart = 8;
       for (std::int64_t j = 0; j < geometry.width; j += kPart) {
         const int part = static_cast<int>(smaller(kPart, geometry.width - j));
@@ -166,7 +182,7 @@ struct MixconvSweep {
     for (std::int64_t y = 0; y < geometry.out_height; ++y) {
       load_grad(image, y);
       if (sums != nullptr) {
-        input.load_until(functions, image, smaller(y * kStride - kPad + kKernel, geometry.height));
+        input.load_until(functions, image, smaller(first_input_row(y) + kKernel, geometry.height));
         add_weight_grad(input.ring, y);
       }
       if (!wants_x_grad(task)) continue;

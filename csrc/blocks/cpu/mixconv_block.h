@@ -35,6 +35,16 @@ GREEDYNAS_VEC_INLINE const void* input_row(const MixconvGeometry& geometry, cons
 GREEDYNAS_VEC_INLINE std::int64_t smaller(std::int64_t a, std::int64_t b) { return a < b ? a : b; }
 GREEDYNAS_VEC_INLINE std::int64_t larger(std::int64_t a, std::int64_t b) { return a > b ? a : b; }
 
+// By how much windows begin later than kernel / 2 before their pixel.
+template <int kKernel, int kStride>
+GREEDYNAS_VEC_INLINE std::int64_t late_rows(const MixconvGeometry& geometry) {
+  return kKernel > 1 && kStride == 2 ? geometry.late_rows : 0;
+}
+template <int kKernel, int kStride>
+GREEDYNAS_VEC_INLINE std::int64_t late_columns(const MixconvGeometry& geometry) {
+  return kKernel > 1 && kStride == 2 ? geometry.late_columns : 0;
+}
+
 // Row i of images of this height, counted on from one image to the next, if the block has it.
 GREEDYNAS_VEC_INLINE MixconvFetch::Row row_to_fetch(const MixconvGeometry& geometry, const MixconvBlock& block,
                                                     const MixconvTensor& tensor, std::int64_t height,
@@ -204,11 +214,13 @@ void forward_block(const MixconvForwardTask& task) {
   for (std::int64_t image = block.image_begin; image < block.image_end; ++image) {
     input.loaded = 0;
     for (std::int64_t y = 0; y < geometry.out_height; ++y) {
-      const std::int64_t top = y * kStride - kPad, first = larger(top, 0);
+      const std::int64_t top = y * kStride - kPad + late_rows<kKernel, kStride>(geometry), first = larger(top, 0);
       const std::int64_t end = smaller(top + kKernel, geometry.height);
       input.load_until(functions, image, end);
       const float* rows[kKernel];
-      for (std::int64_t i = first; i < end; ++i) rows[i - first] = ring.row(i, 0);
+      for (std::int64_t i = first; i < end; ++i) {
+        rows[i - first] = ring.row(i, 0) + late_columns<kKernel, kStride>(geometry) * V::width;
+      }
       MixconvFetch fetch{{}, V::width * element_bytes(geometry)};
       if (kStride == 1 && block.rows == nullptr) {
         fetch.rows[0] = row_to_fetch(geometry, block, geometry.x, geometry.height, image, y + kPad + 1);

@@ -22,6 +22,7 @@ struct MixconvGeometry {
   MixconvActivation activation;
   const float* scale;  // [C], as shift
   const float* shift;
+  int late_rows, late_columns;  // see mixconv_late
 };
 
 // Rows of x that are made when they are needed, and rows of its gradient that are used as soon as they are there:

@@ -168,12 +168,20 @@ MixconvGroupPlan plan_group(const Mixconv& call, const MixconvGroup& from, std::
 
 // Tiles and blocks of all groups.
 void divide(const Mixconv& call, bool forward, Launch& launch) {
-  const Plane plane = forward ? Plane{launch.plan.out_height, launch.plan.out_width, call.stride, true}
-                              : Plane{launch.plan.height, launch.plan.width, call.stride, false};
+  const MixconvPlan& plan = launch.plan;
+  // Where windows begin later, the plane of x has a row and a column before the image, so that patches of even ones
+  // meet whole ones of grad.
+  const auto plane_of = [&](int kernel) {
+    if (forward) return Plane{plan.out_height, plan.out_width, call.stride, true};
+    const bool wide = kernel > 1;
+    return Plane{plan.height + (wide ? plan.late_rows : 0), plan.width + (wide ? plan.late_columns : 0), call.stride,
+                 false};
+  };
   std::int64_t all_tiles = 0;
   for (int g = 0; g < launch.plan.num_groups; ++g) all_tiles += launch.plan.groups[g].channel_tiles;
   for (int g = 0; g < launch.plan.num_groups; ++g) {
     MixconvGroupPlan& group = launch.plan.groups[g];
+    const Plane plane = plane_of(group.kernel);
     group.tile = make_tile(plane, group.kernel, call.batch, all_tiles);
     const std::int64_t tiles = ceil_div(call.batch, group.tile.images) * group.tile.row_tiles * group.tile.column_tiles;
     group.splits = as_int(std::min(tiles, ceil_div(plane.pass().blocks, all_tiles)));
@@ -198,6 +206,8 @@ Launch make_launch(const Mixconv& call, bool forward, const std::vector<MixconvT
   plan.width = as_int(call.width);
   plan.out_height = as_int(call.out_height());
   plan.out_width = as_int(call.out_width());
+  plan.late_rows = mixconv_late(call.padding, call.stride, call.height);
+  plan.late_columns = mixconv_late(call.padding, call.stride, call.width);
   plan.has_norm = call.activation != MixconvActivation::none;
   if (call.activation == MixconvActivation::relu) plan.activation = Activation::relu;
   if (call.activation == MixconvActivation::hard_swish) plan.activation = Activation::hard_swish;

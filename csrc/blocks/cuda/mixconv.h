@@ -20,6 +20,7 @@ struct Mixconv {
   MixconvActivation activation = MixconvActivation::none;
   const float* scale = nullptr;  // [C], as shift; unless activation is none
   const float* shift = nullptr;
+  MixconvPadding padding = MixconvPadding::symmetric;
 
   std::int64_t out_height() const { return (height - 1) / stride + 1; }
   std::int64_t out_width() const { return (width - 1) / stride + 1; }

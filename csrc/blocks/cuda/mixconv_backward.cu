@@ -4,7 +4,8 @@ namespace greedynas::blocks::cuda {
 namespace {
 
 // With x at row r and a tap in row u, grad's row is (r + k / 2 - u) / stride, where that divides. So one window of grad
-// is all that both gradients need besides x at the place itself, which is read straight into registers.
+// is all that both gradients need besides x at the place itself, which is read straight into registers. Where windows
+// begin a row later, r is one less; the plane that patches lie in then begins at -2, a row before the image.
 
 constexpr int kWarps = kBackward.threads / kLanes;
 
@@ -28,6 +29,10 @@ struct Patch {
   float a[kRows][kColumns], grad[kRows][kColumns];
 };
 
+__device__ __forceinline__ bool is_within(int i, int size) {
+  return static_cast<unsigned>(i) < static_cast<unsigned>(size);
+}
+
 // Zeros outside of the image.
 template <class T, int kRows, int kColumns>
 __device__ __forceinline__ void load_patch(const MixconvBackwardArguments& a, std::int64_t channel,
@@ -41,7 +46,7 @@ __device__ __forceinline__ void load_patch(const MixconvBackwardArguments& a, st
     const T* from = row;
     GREEDYNAS_UNROLL
     for (int t = 0; t < kColumns; ++t, from += pixel) {
-      const bool is_there = inside && at.row + r < a.plan.height && at.column + t < a.plan.width;
+      const bool is_there = inside && is_within(at.row + r, a.plan.height) && is_within(at.column + t, a.plan.width);
       const float x = is_there ? to_float(*from) : 0.0F;
       patch.a[r][t] = is_there ? activated(a.plan.activation, fmaf(x, own.scale, own.shift)) : 0.0F;
       patch.grad[r][t] = 0.0F;
@@ -62,12 +67,12 @@ __device__ __forceinline__ void store_patch(const MixconvBackwardArguments& a, s
       static_cast<T*>(a.x_grad.data) + channel + at.image * a.x_grad.image + at.row * a.x_grad.row + at.column * pixel;
   GREEDYNAS_UNROLL
   for (int r = 0; r < kRows; ++r, row += a.x_grad.row, x_row += a.x.row) {
-    if (at.row + r >= a.plan.height) break;
+    if (!is_within(at.row + r, a.plan.height)) continue;
     const T* from = x_row;
     T* to = row;
     GREEDYNAS_UNROLL
     for (int t = 0; t < kColumns; ++t, to += pixel, from += x_pixel) {
-      if (at.column + t >= a.plan.width) continue;
+      if (!is_within(at.column + t, a.plan.width)) continue;
       const float x = to_float(*from);
       const float grad = through_activation(a.plan.activation, patch.grad[r][t], fmaf(x, own.scale, own.shift));
       sums.scale = fmaf(grad, x, sums.scale);
@@ -179,6 +184,7 @@ __device__ __forceinline__ void walk(const MixconvBackwardArguments& a, const Mi
   const MixconvTile& tile = group.tile;
   const int kernel = group.kernel;
   const int before = kernel / 2 / kStride;
+  const MixconvLate late = late_of<kStride>(plan, kernel);
   auto* const through = reinterpret_cast<float*>(device::dynamic_shared());
   float* const weights = through + kNumbers;
   float* const sums = weights + kLanes * kernel * kernel;
@@ -198,14 +204,15 @@ __device__ __forceinline__ void walk(const MixconvBackwardArguments& a, const Mi
     const MixconvPlace place = place_of(channels, number);
     __syncthreads();  // `through` is there, and the window before has been read
     load_window<T>(channels,
-                   {place.image, tile.images, place.row / kStride - before, tile.source_rows,
-                    place.column / kStride - before, tile.source_columns, plan.batch, plan.out_height, plan.out_width},
+                   {place.image, tile.images, place.row / kStride - late.rows - before, tile.source_rows,
+                    place.column / kStride - late.columns - before, tile.source_columns, plan.batch, plan.out_height,
+                    plan.out_width},
                    FromGradient{a, through}, window);
     __syncthreads();
     for (int p = warp; works && p < patches_of<kRows, kColumns>(tile); p += kWarpsUsed) {
       const MixconvPatch in_tile = patch_of<kRows, kColumns>(tile, p);
-      const MixconvPlace at{place.image + in_tile.image * channels.subs() + own.sub, place.row + in_tile.row,
-                            place.column + in_tile.column};
+      const MixconvPlace at{place.image + in_tile.image * channels.subs() + own.sub,
+                            place.row + in_tile.row - late.rows, place.column + in_tile.column - late.columns};
       if (at.row >= plan.height || at.column >= plan.width) continue;
       const bool inside = own.live && at.image < plan.batch;
       Patch<kRows, kColumns> patch;

@@ -97,6 +97,7 @@ __device__ __forceinline__ void walk(const MixconvForwardArguments& a, const Mix
       channels_of(group, static_cast<int>(blockIdx.x) - group.first_block + device::opaque_zero());
   const MixconvTile& tile = group.tile;
   const int kernel = group.kernel;
+  const MixconvLate late = late_of<kStride>(plan, kernel);
   auto* const norm = reinterpret_cast<float*>(device::dynamic_shared());
   float* const weights = norm + kNumbers;
   float* const inputs = weights + kLanes * kernel * kernel;
@@ -110,10 +111,11 @@ __device__ __forceinline__ void walk(const MixconvForwardArguments& a, const Mix
   for (int number = channels.split; number < tiles; number += group.splits) {
     const MixconvPlace place = place_of(channels, number);
     __syncthreads();  // norm is there, and the tile before has been read
-    load_window<T>(channels,
-                   {place.image, tile.images, place.row * kStride - kernel / 2, tile.source_rows,
-                    place.column * kStride - kernel / 2, tile.source_columns, plan.batch, plan.height, plan.width},
-                   FromInput{a, norm}, inputs);
+    load_window<T>(
+        channels,
+        {place.image, tile.images, place.row * kStride - kernel / 2 + late.rows, tile.source_rows,
+         place.column * kStride - kernel / 2 + late.columns, tile.source_columns, plan.batch, plan.height, plan.width},
+        FromInput{a, norm}, inputs);
     __syncthreads();
     for (int p = warp; p < patches_of<kRows, kColumns>(tile); p += kWarps) {
       const MixconvPatch patch = patch_of<kRows, kColumns>(tile, p);

@@ -71,6 +71,7 @@ struct MixconvGroupPlan {
 struct MixconvPlan {
   Storage storage, weight_storage;
   int batch, height, width, out_height, out_width;
+  int late_rows, late_columns;  // see mixconv_late
   bool has_norm;
   Activation activation;
   const float *scale, *shift;
@@ -106,6 +107,16 @@ inline constexpr bool has_own_code(int kernel) { return kernel == 3 || kernel ==
 // kernel / 2 / stride before the one at their beginning.
 inline constexpr int grad_rows(int rows, int kernel, int stride) {
   return (rows - 1 + kernel / 2) / stride + kernel / 2 / stride + 1;
+}
+
+// Rows and columns by which windows begin later than kernel / 2 before their pixel.
+struct MixconvLate {
+  int rows, columns;
+};
+template <int kStride>
+__device__ __forceinline__ MixconvLate late_of(const MixconvPlan& plan, int kernel) {
+  if (kStride == 1 || kernel == 1) return {0, 0};
+  return {plan.late_rows, plan.late_columns};
 }
 
 // Rows of x that meet `rows` rows of y; the first is kernel / 2 before the one at their beginning.

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import fcntl
 import os
+import time
 import weakref
 from contextlib import suppress
 from pathlib import Path
 
 from greedynas_fast.errors import InputError
 from greedynas_fast.runtime.atomic import explain_write_error
+
+_LOOKS = 50
+_BETWEEN_LOOKS = 0.02  # seconds
 
 
 class FolderLock:
@@ -36,7 +40,7 @@ class FolderLock:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            holder = os.pread(descriptor, 32, 0).decode(errors="replace").strip() or "(unknown)"
+            holder = _holder(descriptor)
             os.close(descriptor)
             raise InputError(f"{subject} is in use by process {holder}.") from None
         except OSError as error:
@@ -59,6 +63,15 @@ class FolderLock:
         if self._descriptor is not None:
             os.close(self._descriptor)
             self._descriptor = None
+
+
+def _holder(descriptor: int) -> str:
+    """Who says in the file that it holds the lock; one that has just taken it needs a moment to say so."""
+    for _ in range(_LOOKS):
+        if holder := os.pread(descriptor, 32, 0).decode(errors="replace").strip():
+            return holder
+        time.sleep(_BETWEEN_LOOKS)
+    return "(unknown)"
 
 
 _HELD: weakref.WeakSet[FolderLock] = weakref.WeakSet()

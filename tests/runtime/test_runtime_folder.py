@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +16,7 @@ import pytest
 
 from greedynas_fast.errors import InputError
 from greedynas_fast.runtime import RunFolder, read_json, write_json
+from greedynas_fast.runtime.lock import FolderLock
 
 
 def test_layout(tmp_path: Path) -> None:
@@ -154,6 +157,21 @@ def test_lock_in_one_process(tmp_path: Path) -> None:
         assert RunFolder.open(tmp_path / "a").read_config() == {"a": 1}  # reading needs no lock
     with RunFolder.open(tmp_path / "a"):
         pass
+
+
+def test_lock_just_taken(tmp_path: Path) -> None:
+    """Its holder has not yet written who it is, and does so a moment later, or never."""
+    path = tmp_path / "lock"
+    with path.open("w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        writer = threading.Timer(0.1, lambda: path.write_text("123\n"))
+        writer.start()
+        with pytest.raises(InputError, match=r"the folder is in use by process 123\."):
+            FolderLock(path, "the folder")
+        writer.join()
+        path.write_text("")
+        with pytest.raises(InputError, match=r"the folder is in use by process \(unknown\)\."):
+            FolderLock(path, "the folder")
 
 
 HOLDER = """

@@ -3,14 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any, cast
 
+import torch
 from torch import Tensor, nn
 
-from greedynas_fast.nn.backend import Fusable, has_operation, is_mixconv, padding_of, run_depthwise
+from greedynas_fast.nn.backend import (
+    BATCH_NORMS,
+    Fusable,
+    activation_name,
+    has_hooks,
+    has_operation,
+    is_mixconv,
+    padding_of,
+    run_depthwise,
+)
+from greedynas_fast.nn.fused_norm import IDENTITY, run_norm_act
+from greedynas_fast.ops.pointwise import pointwise
 
 # The class to replace, the class that replaces it, and whether that can run a given layer.
 Swap = tuple[type[nn.Module], type[nn.Module], Callable[[Any], bool]]
+
+_MANY_ROWS = 4096  # pixels of a batch; measured
 
 
 class DepthwiseConv2d(Fusable, nn.Conv2d):
@@ -25,6 +40,56 @@ class DepthwiseConv2d(Fusable, nn.Conv2d):
 
     def _stands_for(self, layer: nn.Module) -> bool:
         return layer is self and is_mixconv(self)
+
+
+class PointwiseConv2d(Fusable, nn.Conv2d):
+    """A 1x1 convolution without bias."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """What `nn.Conv2d` does."""
+        if _has_many_rows(x) and self.fuses(x):
+            return pointwise(x, self.weight)
+        return super().forward(x)
+
+
+class FusedBatchNorm2d(Fusable, nn.BatchNorm2d):
+    """Batch norm."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """What `nn.BatchNorm2d` does."""
+        y = run_norm_act(self, self, IDENTITY, x) if _is_channels_last(x) else None
+        return super().forward(x) if y is None else y
+
+
+BATCH_NORMS.append(FusedBatchNorm2d)
+
+
+class FusedSequential(nn.Sequential):
+    """Layers in turn, of which batch norms and the activations that follow them are one operation."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """What `nn.Sequential` does."""
+        rest = list(reversed(self._modules.values()))
+        while rest:
+            layer = rest.pop()
+            y = None
+            if rest and isinstance(layer, FusedBatchNorm2d) and not has_hooks(layer) and _is_channels_last(x):
+                y = run_norm_act(layer, layer, rest[-1], x) if activation_name(rest[-1]) is not None else None
+            if y is None:
+                x = layer(x)
+            else:
+                x = y
+                rest.pop()
+        return x
+
+
+def _has_many_rows(x: Tensor) -> bool:
+    """Whether our products are the faster ones: of few rows torch's are as fast, or faster on some processors."""
+    return _is_channels_last(x) and x.shape[0] * x.shape[2] * x.shape[3] >= _MANY_ROWS
+
+
+def _is_channels_last(x: Tensor) -> bool:
+    return x.ndim == 4 and x.is_contiguous(memory_format=torch.channels_last)
 
 
 def runs_depthwise(conv: nn.Conv2d) -> bool:
@@ -51,4 +116,17 @@ def depthwise_groups(conv: nn.Module) -> list[nn.Conv2d] | None:
     return convs if len({padding_of(conv) for conv in convs}) == 1 else None
 
 
-SWAPS: list[Swap] = [(nn.Conv2d, DepthwiseConv2d, runs_depthwise)]
+def _runs_sequence(layers: nn.Sequential) -> bool:
+    """Whether a batch norm is followed by an activation."""
+    return any(
+        type(layer) in BATCH_NORMS and layer.affine and activation_name(following) is not None
+        for layer, following in pairwise(layers)
+    )
+
+
+SWAPS: list[Swap] = [
+    (nn.Conv2d, DepthwiseConv2d, runs_depthwise),
+    (nn.Conv2d, PointwiseConv2d, is_pointwise),
+    (nn.BatchNorm2d, FusedBatchNorm2d, lambda norm: norm.affine),
+    (nn.Sequential, FusedSequential, _runs_sequence),
+]

@@ -41,6 +41,8 @@ _OF_NORM = ("affine", "add_up")
 
 # Classes of convolutions that are padded as `same_upper` of `mixconv` says, whatever their `padding`.
 SAME_UPPER: list[type[nn.Conv2d]] = []
+# Classes of batch norms that do nothing else.
+BATCH_NORMS: list[type[nn.BatchNorm2d]] = [nn.BatchNorm2d]
 
 _REMEMBERED = 4  # sets of layers a block: none asks about more, unless its layers are replaced
 
@@ -275,7 +277,7 @@ def running_moments(norm: nn.BatchNorm2d) -> Tensor | None:
 def is_fused(layer: nn.Module) -> bool:
     """Whether `run_layers` has an operation stand for this layer of a sequence."""
     grouped = isinstance(layer, nn.Conv2d) and layer.groups > 1
-    return grouped or type(layer) is nn.BatchNorm2d or activation_name(layer) is not None
+    return grouped or type(layer) in BATCH_NORMS or activation_name(layer) is not None
 
 
 def run_layers(layers: Iterable[nn.Module], x: Tensor) -> Tensor:
@@ -286,9 +288,9 @@ def run_layers(layers: Iterable[nn.Module], x: Tensor) -> Tensor:
     rest = list(layers)
     while rest:
         layer = rest.pop(0)
-        if type(layer) is nn.BatchNorm2d:
+        if type(layer) in BATCH_NORMS:
             act = rest.pop(0) if rest and activation_name(rest[0]) is not None else nn.Identity()
-            x = norm_act(layer, act, x)
+            x = norm_act(cast("nn.BatchNorm2d", layer), act, x)
         elif isinstance(layer, nn.Conv2d) and layer.groups > 1:
             x = run_depthwise([layer], x)
         else:

@@ -7,7 +7,6 @@ One file an operation (the op-masked ones: `<name>.py` and `<name>_*.py`); `bn_c
 `chain` runs several of them as one, and `watch` notices when they must be laid out anew.
 """
 
-from . import pointwise as pointwise  # registers operators that layers reach through the core
 from .bn_act import bn_act, bn_statistics, combine_statistics
 from .inverted_residual import Gate, Norm, inverted_residual
 from .masked_gate import masked_gates, masked_squeeze
@@ -15,6 +14,7 @@ from .masked_norm_act import masked_moments, masked_norm_act, masked_scale_shift
 from .masked_pointwise import masked_pointwise
 from .memory import release_memory
 from .mixconv import mixconv
+from .pointwise import pointwise
 from .ragged import Ragged
 from .shuffle import channel_shuffle, shuffle_concat, shuffle_split
 from .squeeze_excite import squeeze_excite
@@ -35,6 +35,7 @@ __all__ = [
     "masked_scale_shift",
     "masked_squeeze",
     "mixconv",
+    "pointwise",
     "release_memory",
     "shuffle_concat",
     "shuffle_split",

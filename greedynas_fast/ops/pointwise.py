@@ -11,14 +11,18 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.utils.flop_counter import register_flop_formula
 
 from greedynas_fast import _core
+from greedynas_fast.errors import InputError
+from greedynas_fast.reference import pointwise as reference
+from greedynas_fast.reference.bn_act import ACTIVATIONS
 
 from . import bn_core as bn
 from . import memory
 from .library import define, fake, implement
-from .rows import rows_of, threads
+from .rows import autocast, backend, rows_of, threads
 from .squeeze_excite import PROLOGUES
 
 # weight: [C_out, C_in / groups, 1, 1], groups as torch's convolutions have them; its shape says how many there are.
@@ -36,6 +40,74 @@ define(
 )
 forward_op = torch.ops.greedynas.pointwise.default
 backward_op = torch.ops.greedynas.pointwise_backward.default
+
+
+def pointwise(x: Tensor, weight: Tensor, norm_act: tuple[Tensor, Tensor, str] | None = None) -> Tensor:
+    """Convolve with kernels of 1x1, at stride 1.
+
+    Differentiable once, in x, the weight, scale and shift; both passes read x once, and activate it then.
+
+    Args:
+        x: [N, C_in, H, W], floating. Best in channels-last memory (a slice of channels will do); others are copied.
+        weight: [C_out, C_in / G, 1, 1] for G groups, float32 or of the dtype of x.
+        norm_act: (scale [C_in], shift [C_in], activation `identity`, `relu`, `hard_swish`, `silu` or `relu6`): then
+            activation(x * scale + shift) is convolved.
+
+    Returns:
+        [N, C_out, H, W] of the dtype of x, or autocast's, channels-last from the core.
+
+    Raises:
+        InputError: shapes, dtypes, devices or an activation that do not fit.
+    """
+    x = autocast(x)
+    _check(x, weight, norm_act)
+    if backend(x) == "reference":
+        return reference.pointwise(x, weight, norm_act)
+    scale, shift, prologue = (None, None, "") if norm_act is None else norm_act
+    scale_shift = None if scale is None or shift is None else torch.stack((scale.float(), shift.float()))
+    y: Tensor = _Pointwise.apply(x, weight, scale_shift, prologue)
+    return y
+
+
+def _check(x: Tensor, weight: Tensor, norm_act: tuple[Tensor, Tensor, str] | None) -> None:
+    if x.ndim != 4 or not x.is_floating_point():
+        raise InputError(f"pointwise: x must be floating point [N, C, H, W], got {x.dtype} {list(x.shape)}")
+    channels = x.shape[1]
+    fits = weight.ndim == 4 and weight.shape[2:] == (1, 1) and weight.shape[1] > 0 and channels % weight.shape[1] == 0
+    if not fits or weight.shape[0] % (channels // weight.shape[1]) != 0:
+        raise InputError(f"pointwise: weight must be [C_out, {channels} / G, 1, 1], got {list(weight.shape)}")
+    if weight.dtype not in (torch.float32, x.dtype):
+        raise InputError(f"pointwise: weight must be float32 or {x.dtype} as x, got {weight.dtype}")
+    scale, shift, activation = norm_act or (weight, weight, "identity")
+    if activation not in ACTIVATIONS:
+        raise InputError(f"pointwise: activation must be identity, relu, hard_swish, silu or relu6, got {activation!r}")
+    for name, value in (("scale", scale), ("shift", shift)):
+        if norm_act is not None and (tuple(value.shape) != (channels,) or not value.is_floating_point()):
+            raise InputError(
+                f"pointwise: {name} must be floating point [{channels}], got {value.dtype} {list(value.shape)}"
+            )
+    for name, value in (("weight", weight), ("scale", scale), ("shift", shift)):
+        if value.device != x.device:
+            raise InputError(f"pointwise: {name} is on {value.device}, x on {x.device}")
+
+
+class _Pointwise(torch.autograd.Function):
+    """The two operators joined."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, scale_shift: Tensor | None, prologue: str) -> Tensor:
+        ctx.save_for_backward(x, weight, scale_shift)
+        ctx.prologue = prologue
+        y: Tensor = forward_op(x, weight, scale_shift, prologue, None, False)[0]
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, scale_shift = ctx.saved_tensors
+        norm = (None, None, None, 0.0, None, False)
+        found = backward_op(grad, *norm, x, weight, scale_shift, ctx.prologue, None, None)
+        return *(g if need else None for g, need in zip(found, ctx.needs_input_grad[:3], strict=True)), None
 
 
 def _forward(

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import pytest
 import timm
@@ -25,12 +26,17 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], int]] = {
     "mixnet_s": (lambda: timm.create_model("mixnet_s"), 16),
     "tf_mixnet_s": (lambda: timm.create_model("tf_mixnet_s"), 16),
     "mobilenetv3_large_100": (lambda: timm.create_model("mobilenetv3_large_100"), 15),
+    "ghostnet_050": (lambda: timm.create_model("ghostnet_050"), 0),
     "mobilenet_v3_small": (lambda: torchvision.models.mobilenet_v3_small(), 11),
     "efficientnet_b0 of torchvision": (lambda: torchvision.models.efficientnet_b0(), 16),
     "mobilenet_v2": (lambda: torchvision.models.mobilenet_v2(width_mult=0.5), 17),
     "mnasnet0_5": (lambda: torchvision.models.mnasnet0_5(), 16),
     "shufflenet_v2_x0_5": (lambda: torchvision.models.shufflenet_v2_x0_5(), 16),
 }
+
+# What rounding differs by grows fast in five steps, also without us: a ReLU whose input is nearly zero goes the other
+# way. These are compared at the same parameters.
+CHAOTIC = {"mobilenet_v2", "mnasnet0_5", "shufflenet_v2_x0_5"}
 
 
 def make(name: str) -> nn.Module:
@@ -53,16 +59,21 @@ def images(n: int = 4, size: int = 64) -> torch.Tensor:
     return torch.randn(n, 3, size, size, generator=generator).contiguous(memory_format=torch.channels_last)
 
 
-def losses(model: nn.Module, steps: int) -> list[float]:
+def losses(model: nn.Module, steps: int, followers: Sequence[nn.Module] = ()) -> list[list[float]]:
+    """Of training the model, and of each follower, which has the model's parameters in each step."""
+    models = [model, *followers]
     optimizer = torch.optim.SGD(model.parameters(), 2e-3, momentum=0.9)
     labels = torch.arange(4)
-    found = []
+    found: list[list[float]] = [[] for _ in models]
     for _ in range(steps):
-        loss = nn.functional.cross_entropy(model(images()), labels)
-        optimizer.zero_grad()
-        loss.backward()
+        for one, of_one in zip(models, found, strict=True):
+            for mine, parameter in zip(one.parameters(), model.parameters(), strict=True):
+                mine.data.copy_(parameter)
+            loss = nn.functional.cross_entropy(one(images().to(next(one.parameters()).dtype)), labels)
+            of_one.append(loss.item())
+            one.zero_grad()
+            loss.backward()
         optimizer.step()
-        found.append(loss.item())
     return found
 
 
@@ -81,11 +92,13 @@ def test_five_steps_of_training(name: str) -> None:
     assert all(torch.equal(value, fast.state_dict()[key]) for key, value in plain.state_dict().items())
     with torch.no_grad():
         torch.testing.assert_close(fast.eval()(images()), plain.eval()(images()), rtol=1e-3, atol=1e-4)
-    expected, found = losses(plain.train(), 5), losses(fast.train(), 5)
+    exact = plain.double().train()
+    if name in CHAOTIC:
+        expected, found = losses(exact, 5, [fast.train()])
+    else:
+        (expected,), (found,) = losses(exact, 5), losses(fast.train(), 5)
     assert len({round(loss, 3) for loss in expected}) > 3, "nothing is learned"
-    assert abs(found[0] - expected[0]) < 1e-4
-    # Then what rounding differs by grows: the last layers normalise 16 values a channel.
-    torch.testing.assert_close(found, expected, rtol=3e-2, atol=3e-2)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-2)
 
 
 @pytest.mark.parametrize("name", ["mixnet_s", "tf_mixnet_s", "shufflenet_v2_x0_5"])
@@ -195,17 +208,71 @@ def test_export_has_torchs_operations_alone() -> None:
 
 def test_what_is_left_alone() -> None:
     model = nn.Sequential(
-        nn.Conv2d(8, 8, 3, padding=1),  # not depthwise
+        nn.Conv2d(8, 8, 3, padding=1),  # neither depthwise nor 1x1
         nn.Conv2d(8, 8, 3, padding=1, groups=4),
         nn.Conv2d(8, 8, 3, padding=0, groups=8),
         nn.Conv2d(8, 8, 3, padding="same", dilation=2, groups=8),
         nn.Conv2d(8, 16, 3, padding=1, groups=8),
         nn.Conv2d(8, 8, 13, padding=6, groups=8, bias=False),
         nn.Conv2d(8, 8, 5, padding=2, groups=8, bias=False),
+        nn.Conv2d(8, 8, 1),  # a bias
+        nn.Conv2d(8, 8, 1, stride=2, bias=False),
+        nn.Conv2d(8, 8, 1, groups=2, bias=False),
+        nn.Conv2d(8, 8, 1, bias=False),
+        nn.BatchNorm2d(8, affine=False),
+        nn.ReLU(),
         nn.BatchNorm2d(8),
+        nn.GELU(),
     )
-    assert gf.accelerate(model) == ["6: torch Conv2d"]
-    assert type(model[6]).__name__ == "DepthwiseConv2d"
+    assert gf.accelerate(model) == ["6: torch Conv2d", "10: torch Conv2d", "13: torch BatchNorm2d"]
+    assert [type(model[i]).__name__ for i in (6, 10, 13)] == ["DepthwiseConv2d", "PointwiseConv2d", "FusedBatchNorm2d"]
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("autocast", [False, True])
+def test_layers_in_turn(autocast: bool, training: bool) -> None:
+    """A 1x1 convolution, norms with and without an activation after them; compiled too."""
+    torch.manual_seed(0)
+    torch._dynamo.reset()
+    plain = nn.Sequential(nn.Conv2d(6, 20, 1, bias=False), nn.BatchNorm2d(20), nn.Hardswish(), nn.BatchNorm2d(20))
+    plain = plain.train(training)
+    fast = copy.deepcopy(plain)
+    assert len(gf.accelerate(fast)) == 4
+    use_backend(fast, "fused")
+    x = torch.randn(3, 6, 40, 41).contiguous(memory_format=torch.channels_last)
+    expected = results(copy.deepcopy(plain).double(), x.double())
+    operators = Operators()
+    for function, watcher in (
+        (copy.deepcopy(fast), contextlib.nullcontext()),
+        (copy.deepcopy(fast), operators),
+        (torch.compile(copy.deepcopy(fast), fullgraph=True, backend="aot_eager"), contextlib.nullcontext()),
+    ):
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast), watcher:
+            found = results(function, x)  # type: ignore[arg-type]
+        assert len(found) == len(expected)
+        for mine, exact in zip(found, expected, strict=True):
+            tolerance = (8e-2 if autocast else 1e-4) * max(1.0, float(exact.abs().max()))
+            torch.testing.assert_close(mine.double(), exact.double(), rtol=0, atol=tolerance)
+    assert {"greedynas.pointwise.default", "greedynas.pointwise_backward.default"} <= operators.seen
+    assert not any("batch_norm" in name or "hardswish" in name for name in operators.seen)
+
+
+def test_layers_in_turn_that_torch_runs() -> None:
+    """Few pixels, another layout, hooks."""
+    plain = nn.Sequential(nn.Conv2d(6, 20, 1, bias=False), nn.BatchNorm2d(20), nn.ReLU())
+    fast = copy.deepcopy(plain)
+    gf.accelerate(fast)
+    many = torch.randn(3, 6, 40, 41).contiguous(memory_format=torch.channels_last)
+    for x in (many[:2, :, :9, :9].contiguous(memory_format=torch.channels_last), many.contiguous()):
+        with Operators() as operators:
+            torch.testing.assert_close(fast(x), plain(x), rtol=1e-5, atol=1e-5)
+        assert "greedynas.pointwise.default" not in operators.seen
+    called: list[str] = []
+    for layer in fast:
+        layer.register_forward_hook(lambda module, *_: called.append(type(module).__name__))
+    torch.testing.assert_close(fast(many), plain(many), rtol=1e-5, atol=1e-5)
+    assert called == ["PointwiseConv2d", "FusedBatchNorm2d", "ReLU"]
+    assert torch.equal(fast[:2](many), fast[1](fast[0](many)))
 
 
 @pytest.mark.parametrize("autocast", [False, True])

@@ -11,8 +11,10 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from greedynas_fast.ops.pointwise import backward_op, forward_op
+from greedynas_fast.errors import InputError
+from greedynas_fast.ops.pointwise import backward_op, forward_op, pointwise
 from greedynas_fast.reference.bn_act import ACTIVATIONS
+from greedynas_fast.reference.pointwise import pointwise as reference
 
 TOLERANCE = {torch.float32: 2e-5, torch.bfloat16: 4e-2}  # of the largest value
 EPS = 1e-3
@@ -224,3 +226,63 @@ def test_floating_point_operations(groups: int) -> None:
     with FlopCounterMode(display=False) as counter:
         backward_op(given["grad"], None, None, None, 0.0, None, False, *inputs, None)
     assert counter.get_total_flops() == 2 * 2 * 2 * 12 * 8 * 6 // groups
+
+
+def with_gradients(function: Any, inputs: list[Tensor], activation: str | None, grad: Tensor) -> list[Tensor]:
+    """y, and the gradients of x, weight, scale and shift."""
+    leaves = [value.detach().clone().requires_grad_() for value in inputs]
+    x, weight, *norm = leaves
+    y = function(x, weight, (*norm, activation) if norm else None)
+    return [y.detach(), *torch.autograd.grad(y, leaves, grad.to(y.dtype))]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("activation", [None, "identity", "relu", "hard_swish", "silu", "relu6"])
+def test_the_function(activation: str | None, dtype: torch.dtype) -> None:
+    torch._dynamo.reset()  # or it gives up after a few shapes
+    for shape, groups in ((SHAPES[3], 1), (GROUPED[2][0], 2), (((0, 4, 4), 8, 5), 1)):
+        given = make(shape, dtype, groups)
+        norm = [] if activation is None else [*given["scale_shift"]]
+        inputs = [given["x"], given["weight"].float(), *norm]
+        expected = with_gradients(reference, [value.double() for value in inputs], activation, given["grad"])
+        found = with_gradients(pointwise, inputs, activation, given["grad"])
+        for index, (mine, exact) in enumerate(zip(found, expected, strict=True)):
+            same(mine, exact, dtype, str(index))
+        compiled = torch.compile(pointwise, fullgraph=True, backend="aot_eager")
+        for mine, theirs in zip(with_gradients(compiled, inputs, activation, given["grad"]), found, strict=True):
+            torch.testing.assert_close(mine, theirs)
+
+
+def test_gradients_of_the_function() -> None:
+    given = make(((2, 3, 2), 4, 3))
+    inputs = [given["x"], given["weight"], *given["scale_shift"]]
+
+    def function(x: Tensor, weight: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+        return pointwise(x, weight, (scale, shift, "identity"))
+
+    assert torch.autograd.gradcheck(function, [value.double().requires_grad_() for value in inputs])
+    # The core, in float32: linear in each input, so wide differences are exact but for rounding.
+    leaves = [value.double().requires_grad_() for value in inputs]
+    assert torch.autograd.gradcheck(
+        lambda *values: function(*(value.float() for value in values)).double(), leaves, eps=0.1, atol=1e-3, rtol=1e-3
+    )
+    (grad,) = torch.autograd.grad(pointwise(given["x"].requires_grad_(), given["weight"]).sum(), given["x"])
+    assert grad.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_bad_input_of_the_function() -> None:
+    x, weight, ones = torch.randn(1, 8, 5, 5), torch.randn(6, 8, 1, 1), torch.ones(8)
+    cases: list[tuple[tuple[Any, ...], str]] = [
+        ((x[0], weight), "x must be floating point"),
+        ((x.int(), weight), "x must be floating point"),
+        ((x, weight[:, :3]), r"weight must be \[C_out, 8 / G, 1, 1\], got \[6, 3, 1, 1\]"),
+        ((x, weight[:5, :4]), r"weight must be .*, got \[5, 4, 1, 1\]"),
+        ((x, torch.randn(6, 8, 3, 3)), "weight must be"),
+        ((x, weight.double()), "weight must be float32"),
+        ((x, weight.to("meta")), "weight is on meta, x on cpu"),
+        ((x, weight, (ones, ones, "gelu")), "got 'gelu'"),
+        ((x, weight, (ones, ones[:3], "relu")), r"shift must be floating point \[8\]"),
+    ]
+    for arguments, words in cases:
+        with pytest.raises(InputError, match=words):
+            pointwise(*arguments)

@@ -5,8 +5,13 @@ from __future__ import annotations
 from typing import Any, cast
 
 import torch
-from timm.layers import BatchNormAct2d, Conv2dSame, DropPath, MixedConv2d
-from timm.models._efficientnet_blocks import DepthwiseSeparableConv, InvertedResidual, SqueezeExcite
+from timm.layers import BatchNormAct2d, Conv2dSame, ConvNormAct, DropPath, MixedConv2d
+from timm.models._efficientnet_blocks import (
+    DepthwiseSeparableConv,
+    InvertedResidual,
+    SqueezeExcite,
+    UniversalInvertedResidual,
+)
 from torch import Tensor, nn
 
 from greedynas_fast.nn.accelerated_torch import (
@@ -78,6 +83,45 @@ class FusedDepthwiseSeparableConv(Fusable, DepthwiseSeparableConv):  # type: ign
         """What timm's block does."""
         y = _run_block(self, x)
         return super().forward(x) if y is None else y
+
+
+class FusedUniversalInvertedResidual(Fusable, UniversalInvertedResidual):  # type: ignore[misc]
+    """The block of MobileNetV4, from the expansion to the projection."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """What timm's block does."""
+        return _run_universal(self, x)
+
+
+def _run_universal(block: Any, x: Tensor) -> Tensor:
+    inner = block.dw_start(x)
+    y = run_inverted_residual(block, _layers_of_universal, inner)
+    if y is not None and _adds_inside(block):
+        return y
+    if y is None:
+        y = block.pw_proj(block.se(block.dw_mid(block.pw_exp(inner))))
+    y = block.layer_scale(block.dw_end(y))
+    return block.drop_path(y) + x if block.has_skip else y
+
+
+def _adds_inside(block: Any) -> bool:
+    """Whether what is added to the block's result is what the expansion reads."""
+    others = (block.dw_start, block.dw_end, block.layer_scale, block.drop_path)
+    return bool(block.has_skip) and all(isinstance(layer, nn.Identity) for layer in others)
+
+
+def _layers_of_universal(block: Any) -> BlockLayers:
+    """Of a block that `_runs_universal` accepts."""
+    convs = depthwise_groups(block.dw_mid.conv)
+    assert convs is not None
+    return BlockLayers(
+        (block.pw_exp.conv, block.pw_exp.bn),
+        (convs, block.dw_mid.bn),
+        (block.pw_proj.conv, block.pw_proj.bn),
+        _gate_of(block.se) if isinstance(block.se, SqueezeExcite) else None,
+        activation=block.dw_mid.bn.act,
+        residual=_adds_inside(block),
+    )
 
 
 def _run_block(block: Any, x: Tensor) -> Tensor | None:
@@ -166,12 +210,31 @@ def _runs_block(block: Any) -> bool:
         block.conv_s2d is None
         and all(_runs_pointwise(conv) for conv in pointwise)
         and depthwise_groups(block.conv_dw) is not None
-        and all(_runs_norm(norm) for norm in norms)
+        and _run_together(norms, block.se)
+        and isinstance(block.aa, nn.Identity)
+        and isinstance(block.drop_path, nn.Identity | DropPath)
+    )
+
+
+def _runs_universal(block: Any) -> bool:
+    """Whether the operation has what this block has in its middle, depthwise convolution included."""
+    parts = [block.pw_exp, block.dw_mid, block.pw_proj]
+    return (
+        all(isinstance(part, ConvNormAct) and getattr(part, "aa", None) is None for part in parts)
+        and is_pointwise(block.pw_exp.conv)
+        and depthwise_groups(block.dw_mid.conv) is not None
+        and is_pointwise(block.pw_proj.conv)
+        and _run_together([part.bn for part in parts], block.se)
+    )
+
+
+def _run_together(norms: list[Any], gate: nn.Module) -> bool:
+    """Whether the operation has these norms of a block, with their activations, and the gate."""
+    return (
+        all(_runs_norm(norm) for norm in norms)
         and len({type(norm.act) for norm in norms[:-1]}) == 1
         and isinstance(norms[-1].act, nn.Identity)
-        and isinstance(block.aa, nn.Identity)
-        and (isinstance(block.se, nn.Identity) or (isinstance(block.se, SqueezeExcite) and _runs_gate(block.se)))
-        and isinstance(block.drop_path, nn.Identity | DropPath)
+        and (isinstance(gate, nn.Identity) or (isinstance(gate, SqueezeExcite) and _runs_gate(gate)))
     )
 
 
@@ -182,4 +245,5 @@ SWAPS: list[Swap] = [
     (SqueezeExcite, FusedSqueezeExcite, _runs_gate),
     (InvertedResidual, FusedInvertedResidual, _runs_block),
     (DepthwiseSeparableConv, FusedDepthwiseSeparableConv, _runs_block),
+    (UniversalInvertedResidual, FusedUniversalInvertedResidual, _runs_universal),
 ]

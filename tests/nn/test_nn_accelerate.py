@@ -6,6 +6,7 @@ import contextlib
 import copy
 import io
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import pytest
 import timm
@@ -13,7 +14,7 @@ import torch
 import torchvision
 from nn_results import Operators, results
 from timm.layers import DropPath, create_conv2d
-from timm.models._efficientnet_blocks import InvertedResidual
+from timm.models._efficientnet_blocks import InvertedResidual, SqueezeExcite, UniversalInvertedResidual
 from torch import nn
 from torchvision.ops import StochasticDepth
 
@@ -26,6 +27,7 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], int]] = {
     "mixnet_s": (lambda: timm.create_model("mixnet_s"), 16),
     "tf_mixnet_s": (lambda: timm.create_model("tf_mixnet_s"), 16),
     "mobilenetv3_large_100": (lambda: timm.create_model("mobilenetv3_large_100"), 15),
+    "mobilenetv4_conv_small": (lambda: timm.create_model("mobilenetv4_conv_small"), 11),
     "ghostnet_050": (lambda: timm.create_model("ghostnet_050"), 0),
     "mobilenet_v3_small": (lambda: torchvision.models.mobilenet_v3_small(), 11),
     "efficientnet_b0 of torchvision": (lambda: torchvision.models.efficientnet_b0(), 16),
@@ -36,7 +38,7 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], int]] = {
 
 # What rounding differs by grows fast in five steps, also without us: a ReLU whose input is nearly zero goes the other
 # way. These are compared at the same parameters.
-CHAOTIC = {"mobilenet_v2", "mnasnet0_5", "shufflenet_v2_x0_5"}
+CHAOTIC = {"mobilenet_v2", "mobilenetv4_conv_small", "mnasnet0_5", "shufflenet_v2_x0_5"}
 
 
 def make(name: str) -> nn.Module:
@@ -173,6 +175,36 @@ def test_mixed_1x1_convolutions_without_operators(channels: int, laid_out: bool,
         )
     assert all(torch.equal(*pair) for pair in zip(watched, found[1:], strict=False))
     assert len(ran) == 2 * laid_out
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"dw_kernel_size_start": 0, "layer_scale_init_value": None},  # x is added in the operation
+        {"dw_kernel_size_start": 5, "layer_scale_init_value": None, "se_layer": SqueezeExcite},
+        {"dw_kernel_size_start": 0, "dw_kernel_size_end": 3, "layer_scale_init_value": 0.3},
+        {"dw_kernel_size_start": 3, "stride": 2, "pad_type": "same", "act_layer": nn.SiLU},
+        {"dw_kernel_size_start": 3, "noskip": True, "drop_path_rate": 0.5},
+    ],
+)
+def test_universal_inverted_residual(options: dict[str, Any]) -> None:
+    torch.manual_seed(0)
+    block = UniversalInvertedResidual(12, 12, exp_ratio=3.0, **options)
+    fast = copy.deepcopy(block)
+    assert gf.accelerate(fast)[0].endswith("UniversalInvertedResidual")
+    x = torch.randn(3, 12, 8, 7).contiguous(memory_format=torch.channels_last)
+    expected = results(block.double(), x.double())
+    hooked = copy.deepcopy(fast)
+    called: list[nn.Module] = []
+    hooked.dw_mid.register_forward_hook(lambda module, *_: called.append(module))
+    with Operators() as operators:
+        watched = results(copy.deepcopy(fast), x)
+    assert "greedynas.inverted_residual.default" in operators.seen
+    for found in (results(fast, x), watched, results(hooked, x)):
+        for mine, exact in zip(found, expected, strict=True):
+            tolerance = 1e-4 * max(1.0, float(exact.abs().max()))
+            torch.testing.assert_close(mine.double(), exact.double(), rtol=0, atol=tolerance)
+    assert called == [hooked.dw_mid]
 
 
 def test_copies_pickles_and_the_way_back() -> None:

@@ -18,12 +18,13 @@ from greedynas_fast.nn.accelerated_torch import Swap
 def accelerate(model: nn.Module, *, dry_run: bool = False) -> list[str]:
     """Make layers of a model run as fused operations, in place.
 
-    Swapped are depthwise convolutions, with or without a bias; of timm `InvertedResidual`, `DepthwiseSeparableConv`,
-    `MixedConv2d`, `Conv2dSame` where it is depthwise, `SqueezeExcite` and `BatchNormAct2d`; of torchvision the
-    inverted residuals of MobileNetV2, MobileNetV3, EfficientNet and MNASNet, `SqueezeExcitation`,
-    `Conv2dNormActivation` and ShuffleNetV2's unit.
-    Activations: ReLU, ReLU6, hard-swish, SiLU. The model is best in channels-last memory:
-    `model.to(memory_format=torch.channels_last)`.
+    Swapped are depthwise convolutions, with or without a bias, 1x1 convolutions without one, batch norms, and
+    `nn.Sequential` where an activation follows a batch norm; of timm `InvertedResidual`, `DepthwiseSeparableConv`,
+    `UniversalInvertedResidual`, `MixedConv2d`, `Conv2dSame` where it is depthwise, `SqueezeExcite` and
+    `BatchNormAct2d`; of torchvision the inverted residuals of MobileNetV2, MobileNetV3, EfficientNet and MNASNet,
+    `SqueezeExcitation`, `Conv2dNormActivation` and ShuffleNetV2's unit.
+    Activations: ReLU, ReLU6, hard-swish, SiLU. The model should be in channels-last memory, else not all of it is
+    faster: `model.to(memory_format=torch.channels_last)`.
 
     Args:
         model: any module. A second call finds nothing left to swap.

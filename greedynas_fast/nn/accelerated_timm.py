@@ -100,8 +100,8 @@ def _run_universal(block: Any, x: Tensor) -> Tensor:
         return y
     if y is None:
         y = block.pw_proj(block.se(block.dw_mid(block.pw_exp(inner))))
-    y = block.layer_scale(block.dw_end(y))
-    return block.drop_path(y) + x if block.has_skip else y
+    result: Tensor = block.layer_scale(block.dw_end(y))
+    return block.drop_path(result) + x if block.has_skip else result
 
 
 def _adds_inside(block: Any) -> bool:

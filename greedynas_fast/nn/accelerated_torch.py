@@ -25,7 +25,9 @@ from greedynas_fast.ops.pointwise import pointwise
 # The class to replace, the class that replaces it, and whether that can run a given layer.
 Swap = tuple[type[nn.Module], type[nn.Module], Callable[[Any], bool]]
 
-_MANY_ROWS = 4096  # pixels of a batch; measured
+# Pixels of a batch. With more, our 1x1 convolutions take 0.4 to 0.9 of the time of torch's, with fewer 0.9 to 1.1
+# (Zen 4 with AVX2, one thread).
+_MANY_ROWS = 4096
 
 
 class DepthwiseConv2d(Fusable, nn.Conv2d):
@@ -50,6 +52,9 @@ class PointwiseConv2d(Fusable, nn.Conv2d):
         if _has_many_rows(x) and self.fuses(x):
             return pointwise(x, self.weight)
         return super().forward(x)
+
+    def _stands_for(self, layer: nn.Module) -> bool:
+        return layer is self and is_pointwise(self)
 
 
 class FusedBatchNorm2d(Fusable, nn.BatchNorm2d):
@@ -84,7 +89,7 @@ class FusedSequential(nn.Sequential):
 
 
 def _has_many_rows(x: Tensor) -> bool:
-    """Whether our products are the faster ones: of few rows torch's are as fast, or faster on some processors."""
+    """Whether our products are the faster ones."""
     return _is_channels_last(x) and x.shape[0] * x.shape[2] * x.shape[3] >= _MANY_ROWS
 
 

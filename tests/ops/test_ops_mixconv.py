@@ -276,7 +276,7 @@ def test_opcheck(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.library.opcheck(torch.ops.greedynas.mixconv, forward)
     torch.library.opcheck(torch.ops.greedynas.mixconv, (x, weights, (3, 5), 1, "symmetric", None, None, "none", False))
     y, stats = torch.ops.greedynas.mixconv(*forward)
-    backward = (torch.ones_like(y), torch.ones_like(stats), y, x, weights, *forward[2:7])
+    backward = (torch.ones_like(y), torch.ones_like(stats), y, x, weights, *forward[2:8])
     torch.library.opcheck(torch.ops.greedynas.mixconv_backward, (*backward, [True, True, True]))
     torch.library.opcheck(torch.ops.greedynas.mixconv_backward, (*backward, [False, False, True]))
 

@@ -77,15 +77,20 @@ class FusedSequential(nn.Sequential):
         rest = list(reversed(self._modules.values()))
         while rest:
             layer = rest.pop()
-            y = None
-            if rest and isinstance(layer, FusedBatchNorm2d) and not has_hooks(layer) and _is_channels_last(x):
-                y = run_norm_act(layer, layer, rest[-1], x) if activation_name(rest[-1]) is not None else None
+            y = _run_both(layer, rest[-1], x) if rest else None
             if y is None:
                 x = layer(x)
             else:
                 x = y
                 rest.pop()
         return x
+
+
+def _run_both(layer: nn.Module, following: nn.Module, x: Tensor) -> Tensor | None:
+    """What the second layer makes of the first one's result, if they are a batch norm and its activation."""
+    if not isinstance(layer, FusedBatchNorm2d) or activation_name(following) is None:
+        return None
+    return None if has_hooks(layer) or not _is_channels_last(x) else run_norm_act(layer, layer, following, x)
 
 
 def _has_many_rows(x: Tensor) -> bool:
@@ -121,7 +126,7 @@ def depthwise_groups(conv: nn.Module) -> list[nn.Conv2d] | None:
     return convs if len({padding_of(conv) for conv in convs}) == 1 else None
 
 
-def _runs_sequence(layers: nn.Sequential) -> bool:
+def runs_sequence(layers: nn.Sequential) -> bool:
     """Whether a batch norm is followed by an activation."""
     return any(
         type(layer) in BATCH_NORMS and layer.affine and activation_name(following) is not None
@@ -133,5 +138,5 @@ SWAPS: list[Swap] = [
     (nn.Conv2d, DepthwiseConv2d, runs_depthwise),
     (nn.Conv2d, PointwiseConv2d, is_pointwise),
     (nn.BatchNorm2d, FusedBatchNorm2d, lambda norm: norm.affine),
-    (nn.Sequential, FusedSequential, _runs_sequence),
+    (nn.Sequential, FusedSequential, runs_sequence),
 ]

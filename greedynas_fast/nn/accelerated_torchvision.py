@@ -13,22 +13,22 @@ from torchvision.models.mobilenetv3 import InvertedResidual
 from torchvision.models.shufflenetv2 import InvertedResidual as ShuffleUnit
 from torchvision.ops.misc import Conv2dNormActivation, SqueezeExcitation
 
-from greedynas_fast.nn.accelerated_torch import Swap, depthwise_groups, is_depthwise, is_pointwise
-from greedynas_fast.nn.backend import Fusable, activation_name, is_fused, name_of, run_layers
+from greedynas_fast.nn.accelerated_torch import (
+    FusedSequential,
+    Swap,
+    depthwise_groups,
+    is_depthwise,
+    is_pointwise,
+    runs_sequence,
+)
+from greedynas_fast.nn.backend import Fusable, activation_name, name_of, run_layers
 from greedynas_fast.nn.fused_residual import BlockLayers, GateLayers, run_inverted_residual
 from greedynas_fast.ops.shuffle import channel_shuffle
 from greedynas_fast.ops.squeeze_excite import squeeze_excite
 
 
-class FusedConv2dNormActivation(Fusable, Conv2dNormActivation):  # type: ignore[misc]
+class FusedConv2dNormActivation(FusedSequential, Conv2dNormActivation):  # type: ignore[misc]
     """Convolution, batch norm, activation."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        """What torchvision's layer does."""
-        if self.fuses(x, *(layer for layer in self if is_fused(layer))):
-            return run_layers(self, x)
-        y: Tensor = super().forward(x)
-        return y
 
 
 class FusedSqueezeExcitation(Fusable, SqueezeExcitation):  # type: ignore[misc]
@@ -148,11 +148,6 @@ def _runs_gate(layer: Any) -> bool:
     )
 
 
-def _runs_sequence(layer: Any) -> bool:
-    """Whether something of the sequence becomes an operation: a batch norm or a depthwise convolution."""
-    return any(isinstance(part, nn.BatchNorm2d) and part.affine for part in layer.children())
-
-
 def _parts(block: InvertedResidual | MBConv) -> tuple[Any, Any, SqueezeExcitation | None, Any] | None:
     """Expansion, depthwise part, gate and projection; None if the operation does not have them all."""
     layers = list(block.block)
@@ -192,7 +187,7 @@ def _runs_without_gate(block: Any) -> bool:
 
 
 SWAPS: list[Swap] = [
-    (Conv2dNormActivation, FusedConv2dNormActivation, _runs_sequence),
+    (Conv2dNormActivation, FusedConv2dNormActivation, runs_sequence),
     (SqueezeExcitation, FusedSqueezeExcitation, _runs_gate),
     (InvertedResidual, FusedInvertedResidual, lambda block: _parts(block) is not None),
     (MBConv, AcceleratedMBConv, lambda block: _parts(block) is not None),

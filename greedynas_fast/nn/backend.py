@@ -39,9 +39,10 @@ _OF_CONVOLUTION = (
 )
 _OF_NORM = ("affine", "add_up")
 
-# Classes of convolutions that are padded as `same_upper` of `mixconv` says, whatever their `padding`.
+# Two lists that `accelerated_*` add to, each where it knows the class.
+# Convolutions that are padded as `same_upper` of `mixconv` says, whatever their `padding`.
 SAME_UPPER: list[type[nn.Conv2d]] = []
-# Classes of batch norms that do nothing else.
+# Batch norms that do nothing else.
 BATCH_NORMS: list[type[nn.BatchNorm2d]] = [nn.BatchNorm2d]
 
 _REMEMBERED = 4  # sets of layers a block: none asks about more, unless its layers are replaced

@@ -141,19 +141,26 @@ def check(
             f"mixconv: weight {len(weights) - 1} has {channels[-1]} channels, its group of x has {max(left, 0)}"
         )
     if norm_act is not None:
-        _check_norm(x, *norm_act)
+        check_norm_act("mixconv", x, *norm_act)
 
 
-def _check_norm(x: _Tensor, scale: _Tensor, shift: _Tensor, activation: str) -> None:
+def check_norm_act(operation: str, x: _Tensor, scale: _Tensor, shift: _Tensor, activation: str) -> None:
+    """Raise, in the name of an operation, what is wrong with a norm and an activation before it.
+
+    Raises:
+        InputError: an unknown activation, or scale and shift that do not fit x [N, C, H, W].
+    """
     if activation not in ACTIVATIONS:
-        raise InputError(f"mixconv: activation must be identity, relu, hard_swish, silu or relu6, got {activation!r}")
+        raise InputError(
+            f"{operation}: activation must be identity, relu, hard_swish, silu or relu6, got {activation!r}"
+        )
     for name, value in (("scale", scale), ("shift", shift)):
         if value.ndim != 1 or value.shape[0] != x.shape[1] or not value.is_floating_point():
             raise InputError(
-                f"mixconv: {name} must be floating point [{x.shape[1]}], got {value.dtype} {list(value.shape)}"
+                f"{operation}: {name} must be floating point [{x.shape[1]}], got {value.dtype} {list(value.shape)}"
             )
         if value.device != x.device:
-            raise InputError(f"mixconv: {name} is on {value.device}, x on {x.device}")
+            raise InputError(f"{operation}: {name} is on {value.device}, x on {x.device}")
 
 
 def _ready(x: _Tensor) -> _Tensor:

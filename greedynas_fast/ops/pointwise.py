@@ -17,11 +17,11 @@ from torch.utils.flop_counter import register_flop_formula
 from greedynas_fast import _core
 from greedynas_fast.errors import InputError
 from greedynas_fast.reference import pointwise as reference
-from greedynas_fast.reference.bn_act import ACTIVATIONS
 
 from . import bn_core as bn
 from . import memory
 from .library import define, fake, implement
+from .mixconv import check_norm_act
 from .rows import autocast, backend, rows_of, threads
 from .squeeze_excite import PROLOGUES
 
@@ -78,17 +78,10 @@ def _check(x: Tensor, weight: Tensor, norm_act: tuple[Tensor, Tensor, str] | Non
         raise InputError(f"pointwise: weight must be [C_out, {channels} / G, 1, 1], got {list(weight.shape)}")
     if weight.dtype not in (torch.float32, x.dtype):
         raise InputError(f"pointwise: weight must be float32 or {x.dtype} as x, got {weight.dtype}")
-    scale, shift, activation = norm_act or (weight, weight, "identity")
-    if activation not in ACTIVATIONS:
-        raise InputError(f"pointwise: activation must be identity, relu, hard_swish, silu or relu6, got {activation!r}")
-    for name, value in (("scale", scale), ("shift", shift)):
-        if norm_act is not None and (tuple(value.shape) != (channels,) or not value.is_floating_point()):
-            raise InputError(
-                f"pointwise: {name} must be floating point [{channels}], got {value.dtype} {list(value.shape)}"
-            )
-    for name, value in (("weight", weight), ("scale", scale), ("shift", shift)):
-        if value.device != x.device:
-            raise InputError(f"pointwise: {name} is on {value.device}, x on {x.device}")
+    if weight.device != x.device:
+        raise InputError(f"pointwise: weight is on {weight.device}, x on {x.device}")
+    if norm_act is not None:
+        check_norm_act("pointwise", x, *norm_act)
 
 
 class _Pointwise(torch.autograd.Function):

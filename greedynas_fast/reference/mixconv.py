@@ -36,11 +36,8 @@ def mixconv(
         y [N, C, H', W'] of the dtype of x; with `want_stats` also [2, C]: sum and sum of squares of each channel of y,
         float64 for float64 and float32 otherwise.
     """
-    dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
-    values = x.to(dtype)
-    if norm_act is not None:
-        scale, shift, activation = norm_act
-        values = ACTIVATIONS[activation](values * scale.to(dtype)[:, None, None] + shift.to(dtype)[:, None, None])
+    values = activated(x, norm_act)
+    dtype = values.dtype
     parts = torch.split(values, [weight.shape[0] for weight in weights], dim=1)
     outputs = [_convolved(part, weight.to(dtype), stride, padding) for part, weight in zip(parts, weights, strict=True)]
     y = torch.cat(outputs, dim=1).to(x.dtype)
@@ -48,6 +45,16 @@ def mixconv(
         return y
     stored = y.to(dtype)
     return y, torch.stack([stored.sum((0, 2, 3)), (stored * stored).sum((0, 2, 3))])
+
+
+def activated(x: torch.Tensor, norm_act: tuple[torch.Tensor, torch.Tensor, str] | None) -> torch.Tensor:
+    """act(x * scale + shift), or x where there is nothing before the convolution, in float32 at least."""
+    dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
+    values = x.to(dtype)
+    if norm_act is None:
+        return values
+    scale, shift, activation = norm_act
+    return ACTIVATIONS[activation](values * scale.to(dtype)[:, None, None] + shift.to(dtype)[:, None, None])
 
 
 def _convolved(x: torch.Tensor, weight: torch.Tensor, stride: int, padding: str) -> torch.Tensor:
